@@ -1,0 +1,86 @@
+"""Carries an adapter through a cut: project keeps the kept units' rows and columns, lift undoes it.
+
+The index form of LoRAM: Zhang et al., "Train Small, Infer Large: Memory-Efficient LoRA Training
+for Large Language Models", ICLR 2025, https://arxiv.org/abs/2502.13533, which trains on the slim
+base and lifts.  project(lift(adapter)) is the adapter itself, bit by bit.
+"""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pruning.adapters.atoms import Adapter, Atoms, Key, read, write
+from pruning.adapters.peft_format import EVALUATION, read_adapter
+from pruning.errors import InvalidInput
+from pruning.geometry import Geometry
+from pruning.plan import Plan
+from pruning.units import Selection, selections
+
+
+@dataclass(frozen=True)
+class Cut:
+    """From which shape to which: a dense base, the plan, and the slim base with its name."""
+
+    dense: Geometry
+    plan: Plan
+    slim: Geometry
+    name: str
+
+
+def project(adapter: Adapter, dense: Geometry, plan: Plan) -> Adapter:
+    """The adapter on the slim base: rows of b or columns of a by index, gone blocks left out."""
+    projected: dict[Key, Atoms] = {}
+    for new, old in enumerate(plan.kept_layers):
+        for linear, selection in selections(dense, old, plan.layers[old]).items():
+            if atoms := adapter.atoms.get((old, linear)):
+                projected[new, linear] = _select(atoms, selection)
+    return Adapter(adapter.config, dict(sorted(projected.items())))
+
+
+def lift(adapter: Adapter, dense: Geometry, plan: Plan) -> Adapter:
+    """The adapter of a slim base on its dense one: scattered back, zeros where units had left."""
+    lifted: dict[Key, Atoms] = {}
+    for (new, linear), atoms in adapter.atoms.items():
+        old = plan.kept_layers[new]
+        shape = dense.linear_shape(old, linear)
+        assert shape is not None  # a dense base lacks no block
+        selection = selections(dense, old, plan.layers[old])[linear]
+        lifted[old, linear] = _scatter(atoms, selection, shape)
+    return Adapter(adapter.config, lifted)
+
+
+def carry(source: Path, destination: Path, cut: Cut, field: str) -> None:
+    """Project a PEFT directory from a dense base to its slim one, eval.jsonl with it.
+
+    Raises InvalidInput when the adapter does not fit the dense base, or nothing of it remains.
+    """
+    read_adapter(source, cut.dense, field=field)
+    projected = project(read(source, field), cut.dense, cut.plan)
+    if not projected.atoms:
+        raise InvalidInput(field, "all of its modules are in blocks that the plan removes")
+    write(projected, destination, cut.slim, cut.name)
+    if (source / EVALUATION).is_file():
+        shutil.copyfile(source / EVALUATION, destination / EVALUATION)
+
+
+def _select(atoms: Atoms, selection: Selection) -> Atoms:
+    index = torch.tensor(selection.indices)
+    if selection.axis == 0:
+        return replace(atoms, b=atoms.b.index_select(0, index))
+    return replace(atoms, a=atoms.a.index_select(1, index))
+
+
+def _scatter(atoms: Atoms, selection: Selection, shape: tuple[int, int]) -> Atoms:
+    index = torch.tensor(selection.indices)
+    if selection.axis == 0:
+        return replace(atoms, b=_spread(atoms.b, 0, index, shape[0]))
+    return replace(atoms, a=_spread(atoms.a, 1, index, shape[1]))
+
+
+def _spread(kept: Tensor, axis: int, index: Tensor, size: int) -> Tensor:
+    shape = list(kept.shape)
+    shape[axis] = size
+    return kept.new_zeros(shape).index_copy(axis, index, kept)

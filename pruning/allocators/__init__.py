@@ -1,0 +1,1 @@
+"""One file per allocator: how many units leave each layer."""

@@ -1,0 +1,1 @@
+"""One file per criterion: which units matter least."""

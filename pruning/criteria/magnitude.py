@@ -1,0 +1,26 @@
+"""Magnitude: the norm of all weights of a unit.
+
+Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015,
+https://arxiv.org/abs/1506.02626, with a unit in the place of a weight.
+"""
+
+import torch
+from torch import Tensor
+
+from pruning.methods import MagnitudeParams
+from pruning.registry import LayerScores, LayerView
+from pruning.units import Kind, members
+
+
+def score(layer: LayerView, params: MagnitudeParams) -> LayerScores:
+    """L1 or L2 norm over all rows and columns of each unit."""
+    return LayerScores(_norm(layer, "kv_group", params), _norm(layer, "ffn_channel", params))
+
+
+def _norm(layer: LayerView, kind: Kind, params: MagnitudeParams) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for member in members(layer.geometry, layer.index, kind):
+        weight = layer.weights[member.linear].double()
+        size = weight.abs() if params.norm == "l1" else weight.square()
+        total = total + size.sum(dim=1 - member.axis).view(-1, member.channels).sum(dim=1)
+    return total if params.norm == "l1" else total.sqrt()

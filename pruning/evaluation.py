@@ -1,0 +1,173 @@
+"""What a saved base is worth: perplexity on text, and the loss of adapters on their own rows."""
+
+# Shape suffixes:  W = windows or rows of a batch,  T = tokens,  V = vocabulary.
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+
+from pruning.errors import InvalidInput
+from pruning.models.modeling import register
+from pruning.progress import Progress
+from pruning.recipe import Text
+from pruning.text import Tokenizer, token_stream
+
+BATCH_TOKENS = 2048
+IGNORED = -100  # label of a token that is not scored
+
+Example = tuple[list[int], int]  # token ids, and how many of them are prompt
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A text cut for perplexity; each token but the first is scored in exactly one window."""
+
+    ids_WT: Tensor
+    labels_WT: Tensor  # IGNORED where the token is context, or scored in an earlier window
+    num_words: int  # words and line ends of what is scored
+
+    @property
+    def num_tokens(self) -> int:
+        return int((self.labels_WT[:, 1:] != IGNORED).sum())
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp of the mean negative log likelihood, per token and per word (line ends count)."""
+
+    token: float
+    word: float
+
+
+def windows(tokenizer: Tokenizer, path: Path, text: Text) -> Windows:
+    """At most `text.sequences` windows of `text.length` tokens, each half over the last one.
+
+    One token stream without bos.  Raises InvalidInput when the text does not fill one window.
+    """
+    stream = token_stream(tokenizer, path, "evaluation")
+    length, stride = text.length, text.length // 2
+    if len(stream) < length:
+        raise InvalidInput(
+            "evaluation.length", f"the text has only {len(stream)} tokens; give more or less"
+        )
+    count = min(text.sequences, (len(stream) - length) // stride + 1)
+    ids_WT = torch.tensor([stream[i * stride : i * stride + length] for i in range(count)])
+    labels_WT = ids_WT.clone()
+    labels_WT[1:, : length - stride] = IGNORED
+    scored = tokenizer.decode(stream[1 : (count - 1) * stride + length])
+    return Windows(ids_WT, labels_WT, len(scored.split()) + scored.count("\n"))
+
+
+def load(directory: Path) -> Any:
+    """A saved base, dense or slim, in float32 on the device that there is."""
+    register()
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def perplexity(model: Any, text: Windows, progress: Progress) -> Perplexity:
+    """Perplexity over all scored tokens."""
+    rows = max(1, BATCH_TOKENS // text.ids_WT.shape[1])
+    nll = 0.0
+    for start in range(0, len(text.ids_WT), rows):
+        progress(start / len(text.ids_WT), "perplexity")
+        chosen = slice(start, start + rows)
+        nll += _nll(model, text.ids_WT[chosen], text.labels_WT[chosen])
+    return Perplexity(math.exp(nll / text.num_tokens), math.exp(nll / text.num_words))
+
+
+def rows(tokenizer: Tokenizer, path: Path, longest: int, field: str) -> list[Example]:
+    """The rows of an eval.jsonl, {"prompt", "completion"}: bos, prompt, completion, eos.
+
+    What exceeds `longest` tokens leaves at the head of the prompt, then at the completion's end.
+    Raises InvalidInput on `field` for a line that is no such row, or when there is none.
+    """
+    examples = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            prompt, completion = row["prompt"], row["completion"]
+            examples.append(_example(tokenizer, prompt, completion, longest))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidInput(
+                field, f'{path.name}, line {number}: no {{"prompt", "completion"}} ({error})'
+            ) from error
+    if not examples:
+        raise InvalidInput(field, f"{path.name} has no rows; fill it or leave it out")
+    return examples
+
+
+def _example(tokenizer: Tokenizer, prompt: str, completion: str, longest: int) -> Example:
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    answer = tokenizer.encode(completion, add_special_tokens=False) + eos
+    if not answer:
+        raise ValueError("the completion is empty")
+    answer = answer[: longest - len(bos)]
+    room = longest - len(bos) - len(answer)
+    question = tokenizer.encode(prompt, add_special_tokens=False)
+    opening = bos + (question[-room:] if room else [])
+    return opening + answer, len(opening)
+
+
+def completion_loss(model: Any, data: Sequence[Example], progress: Progress) -> float:
+    """Mean negative log likelihood per completion token, eos included, in nats."""
+    examples = sorted(data, key=lambda example: len(example[0]))
+    nll, count, done = 0.0, 0, 0
+    for batch in _batches(examples):
+        progress(done / len(examples), "adapter loss")
+        ids_WT, labels_WT = _padded(batch)
+        nll += _nll(model, ids_WT, labels_WT)
+        count += int((labels_WT[:, 1:] != IGNORED).sum())
+        done += len(batch)
+    return nll / count
+
+
+def with_adapter(model: Any, adapter: Path) -> Any:
+    """The model with a PEFT adapter; `.unload()` gives the model back."""
+    return PeftModel.from_pretrained(model, adapter).eval()
+
+
+def _nll(model: Any, ids_WT: Tensor, labels_WT: Tensor) -> float:
+    """Summed negative log likelihood of the labelled tokens.
+
+    Padding stands right of all tokens, where a causal model never looks.
+    """
+    with torch.inference_mode():
+        logits_WTV = model(input_ids=ids_WT.to(model.device), use_cache=False).logits[:, :-1]
+        targets = labels_WT[:, 1:].to(model.device)
+        losses = cross_entropy(
+            logits_WTV.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+    return float(losses.double().sum())
+
+
+def _batches(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
+    start = 0
+    while start < len(examples):
+        end = start + 1
+        while end < len(examples) and (end + 1 - start) * len(examples[end][0]) <= BATCH_TOKENS:
+            end += 1
+        yield examples[start:end]
+        start = end
+
+
+def _padded(batch: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    longest = max(len(ids) for ids, _ in batch)
+    ids_WT = torch.zeros(len(batch), longest, dtype=torch.long)
+    labels_WT = torch.full_like(ids_WT, IGNORED)
+    for row, (ids, num_prompt) in enumerate(batch):
+        ids_WT[row, : len(ids)] = torch.tensor(ids)
+        labels_WT[row, num_prompt : len(ids)] = torch.tensor(ids[num_prompt:])
+    return ids_WT, labels_WT

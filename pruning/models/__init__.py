@@ -1,0 +1,1 @@
+"""The slim model as transformers classes: decoders whose layers differ in width."""

@@ -1,0 +1,120 @@
+"""The whole method on one page: a dense base and its adapters in, slim ones and a report out.
+
+Each stage reads what earlier ones wrote below the job's work directory and writes WORK/STAGE/.
+Same spec, same bytes (reports aside, which tell times); a stage may be run again at any time.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from pruning import budget
+from pruning.adapters.carry import Cut, carry
+from pruning.checkpoint import Checkpoint
+from pruning.export import slim_config
+from pruning.geometry import LINEARS, Geometry
+from pruning.methods import Statistic, resolve
+from pruning.plan import Plan
+from pruning.progress import Progress
+from pruning.recipe import PruneSpec
+from pruning.registry import LayerScores, LayerView, allocator, criterion
+from pruning.reports.measure import measure
+from pruning.reports.page import render
+from pruning.slicing import slice_base
+from pruning.stats import Statistics, collect
+from pruning.tensors import block_of
+from pruning.text import calibration_ids, check_length, load_tokenizer
+
+Stage = Callable[[PruneSpec, Path, Progress], None]
+
+
+def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
+    """Check the recipe against the base, then collect the statistics that its methods need."""
+    out = _begin(work, "calibrate")
+    recipe, checkpoint = spec.recipe, Checkpoint(spec.base)
+    budget.check(checkpoint.geometry, recipe)
+    check_length(checkpoint.config, recipe.calibration, "calibration")
+    check_length(checkpoint.config, recipe.evaluation, "evaluation")
+    entry, _ = resolve("criterion", recipe.criterion)
+    means: set[Statistic] = {"input_moments"} if recipe.bias_compensation else set()
+    tokenizer = load_tokenizer(spec.base)
+    ids = calibration_ids(tokenizer, spec.calibration, recipe.calibration, recipe.seed)
+    statistics = collect(checkpoint, ids, entry.needs | means, out, progress)
+    statistics.save(out / "statistics.safetensors")
+
+
+def plan(spec: PruneSpec, work: Path, progress: Progress) -> None:
+    """Score every unit, then decide which of them stay."""
+    out = _begin(work, "plan")
+    recipe, checkpoint = spec.recipe, Checkpoint(spec.base)
+    score, entry, params = criterion(recipe.criterion)
+    statistics = _statistics(work)
+    num_layers = len(checkpoint.geometry.layers)
+    scores: list[LayerScores] = []
+    for layer in range(num_layers):
+        progress(layer / num_layers, f"scoring layer {layer + 1} of {num_layers}")
+        tensors = checkpoint.layer(layer)
+        weights = {name: tensors[f"{block_of(name)}.{name}.weight"].float() for name in LINEARS}
+        view = LayerView(checkpoint.geometry, layer, weights, statistics, recipe.seed)
+        scores.append(score(view, params))
+    allocate, _, params = allocator(recipe.allocator)
+    chosen = allocate(checkpoint.geometry, scores, recipe, params, entry.comparable)
+    slim_config(checkpoint.config, chosen, recipe.export)  # refuse an impossible export here
+    (out / "plan.json").write_text(chosen.model_dump_json() + "\n")
+
+
+def slice_(spec: PruneSpec, work: Path, progress: Progress) -> None:
+    """Write the slim base: the kept rows and columns as smaller dense tensors."""
+    out = _begin(work, "slice")
+    checkpoint, chosen = Checkpoint(spec.base), _plan(work)
+    config = slim_config(checkpoint.config, chosen, spec.recipe.export)
+    slice_base(checkpoint, chosen, config, _statistics(work), out / "model", progress)
+
+
+def carry_(spec: PruneSpec, work: Path, progress: Progress) -> None:
+    """Carry every adapter through the plan."""
+    out = _begin(work, "carry")
+    checkpoint, chosen = Checkpoint(spec.base), _plan(work)
+    slim = Geometry.from_config(slim_config(checkpoint.config, chosen, spec.recipe.export))
+    cut = Cut(checkpoint.geometry, chosen, slim, spec.recipe.name)
+    for done, (name, source) in enumerate(sorted(spec.adapters.items())):
+        progress(done / len(spec.adapters), f"carrying {name}")
+        carry(source, out / "adapters" / name, cut, f"adapters.{name}")
+
+
+def evaluate(spec: PruneSpec, work: Path, progress: Progress) -> None:
+    """Measure the base and its adapters before and after, and write the report."""
+    out = _begin(work, "evaluate")
+    report = measure(spec, work, _plan(work), progress)
+    (out / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (out / "report.html").write_text(render(report), encoding="utf-8")
+
+
+STAGES: dict[str, Stage] = {
+    "calibrate": calibrate,
+    "plan": plan,
+    "slice": slice_,
+    "carry": carry_,
+    "evaluate": evaluate,
+}
+
+
+def _begin(work: Path, stage: str) -> Path:
+    """An empty directory for the stage's outputs; nothing random or order-dependent from here."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    shutil.rmtree(work / stage, ignore_errors=True)
+    (work / stage).mkdir()
+    return work / stage
+
+
+def _statistics(work: Path) -> Statistics:
+    return Statistics.load(work / "calibrate" / "statistics.safetensors")
+
+
+def _plan(work: Path) -> Plan:
+    return Plan.model_validate_json((work / "plan" / "plan.json").read_bytes())

@@ -1,0 +1,86 @@
+"""Recipes: what a pruning job runs, checked before anything is computed (torch-free)."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+NAME = r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$"  # of bases and adapters: no '/', '+', ':' or '@'
+Name = Annotated[str, Field(pattern=NAME)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Method(_Frozen):
+    """A registered method by name, with its parameters."""
+
+    name: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class Text(_Frozen):
+    """Text cut into sequences of tokens: what calibrates or measures a model."""
+
+    file: str = Field(description="id of an uploaded file (plain text, UTF-8)")
+    sequences: int = Field(128, ge=1, le=65536)
+    length: int = Field(256, ge=8, le=131072, description="tokens per sequence")
+
+
+class Floors(_Frozen):
+    """What no layer may lose: the least that stays of each kind in a layer that keeps the kind."""
+
+    kv_groups: int = Field(1, ge=1)
+    ffn_fraction: float = Field(0.1, gt=0, le=1, description="of the dense FFN width")
+
+
+class Blocks(_Frozen):
+    """Whole blocks to remove before the rest of the budget is spent on narrower units."""
+
+    attention: int = Field(0, ge=0)
+    mlp: int = Field(0, ge=0)
+
+
+class Recipe(_Frozen):
+    """One pruning job: same recipe, same base and adapters, same seed, same artifact."""
+
+    name: Name = Field(description="the name under which the slim base is served")
+    base: Name = Field(description="a registered base")
+    adapters: tuple[Name, ...] | Literal["all"] = Field(
+        "all", description="adapters of the base to carry through the cut"
+    )
+    target: float = Field(
+        gt=0, lt=1, description="fraction of the non-embedding parameters to remove"
+    )
+    criterion: Method = Method(name="fluctuation")
+    allocator: Method = Method(name="uniform")
+    units: tuple[Literal["ffn_channel", "kv_group"], ...] = Field(
+        ("ffn_channel", "kv_group"), min_length=1
+    )
+    blocks: Blocks = Blocks()
+    floors: Floors = Floors()
+    ffn_multiple: int = Field(
+        16, ge=1, le=1024, description="FFN widths are multiples of this (64 or 128 on a GPU)"
+    )
+    bias_compensation: bool = Field(
+        False, description="fold the mean of what was removed into o_proj and down_proj biases"
+    )
+    export: Literal["auto", "uniform", "per_layer"] = Field(
+        "auto",
+        description="uniform: a stock config that any tool loads, an error where layers differ; "
+        "per_layer: our slim class; auto: uniform where the plan allows it",
+    )
+    calibration: Text
+    evaluation: Text
+    seed: int = Field(0, ge=0)
+
+
+class PruneSpec(_Frozen):
+    """A recipe with every name resolved to a path: the input of the durable workflow."""
+
+    recipe: Recipe
+    base: Path
+    adapters: dict[str, Path]
+    calibration: Path
+    evaluation: Path

@@ -1,0 +1,130 @@
+"""Applies a plan: the kept rows and columns of every tensor, written as a smaller dense model."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruning.checkpoint import Checkpoint
+from pruning.geometry import Geometry
+from pruning.plan import Plan
+from pruning.progress import Progress
+from pruning.safetensors_writer import Entry, write
+from pruning.stats import Statistics
+from pruning.tensors import expected
+from pruning.units import READERS, Selection, selections
+
+COMPANIONS = (  # what else a servable directory has, where the base has it
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+
+
+def slice_base(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    config: Mapping[str, Any],
+    statistics: Statistics,
+    destination: Path,
+    progress: Progress,
+) -> None:
+    """Write the slim base that `config` (export.slim_config) describes; one tensor in memory.
+
+    With `plan.bias_compensation` the mean contribution of what left, W[:, pruned] · mean[pruned],
+    becomes a bias of o_proj and down_proj (FLAP, An et al., AAAI 2024,
+    https://arxiv.org/abs/2312.11983).  As there, the means are those of the dense base, not of the
+    slim layers before; removed blocks are not compensated, their readers being gone.
+    """
+    destination.mkdir(parents=True, exist_ok=True)
+    slim = Geometry.from_config(config)
+    cut = _Cut(checkpoint, plan, statistics)
+    entries = [
+        Entry(name, cut.dtype(name), shape, partial(cut.tensor, name, shape))
+        for name, shape in expected(slim)
+    ]
+    write(
+        destination / "model.safetensors",
+        entries,
+        lambda fraction: progress(fraction, "writing tensors"),
+    )
+    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    (destination / "config.json").write_text(text, encoding="utf-8")
+    for name in COMPANIONS:
+        if (checkpoint.directory / name).is_file():
+            shutil.copyfile(checkpoint.directory / name, destination / name)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Makes the tensors of the slim base, named as there, from those of the dense one."""
+
+    checkpoint: Checkpoint
+    plan: Plan
+    statistics: Statistics
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._stored_dtype(self._dense_name(name))
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        dense_name = self._dense_name(name)
+        parts = dense_name.split(".")
+        if len(parts) != 6 or not parts[4].endswith("_proj"):
+            return self.checkpoint.tensor(dense_name)
+        layer, linear, what = int(parts[2]), parts[4], parts[5]
+        selection = self._selection(layer, linear)
+        if what == "bias":
+            return self._bias(dense_name, layer, linear, selection, shape)
+        weight = self.checkpoint.tensor(dense_name)
+        return weight.index_select(selection.axis, torch.tensor(selection.indices))
+
+    def _bias(
+        self, name: str, layer: int, linear: str, selection: Selection, shape: tuple[int, ...]
+    ) -> Tensor:
+        dtype = self._stored_dtype(name)
+        if name in self.checkpoint.infos:
+            bias = self.checkpoint.tensor(name)
+            if selection.axis == 0:
+                bias = bias[list(selection.indices)]
+        else:
+            bias = torch.zeros(shape, dtype=dtype)
+        if self.plan.bias_compensation and linear in READERS.values():
+            return (bias.double() + self._folded(name, layer, linear, selection)).to(dtype)
+        return bias
+
+    def _folded(self, name: str, layer: int, linear: str, selection: Selection) -> Tensor:
+        """W[:, pruned] · mean[pruned], in float64; (outputs,)."""
+        weight = self.checkpoint.tensor(name.removesuffix("bias") + "weight")
+        pruned = torch.ones(weight.shape[1], dtype=torch.bool)
+        pruned[list(selection.indices)] = False
+        mean = self.statistics.moments[layer, linear].mean_C
+        return weight[:, pruned].double() @ mean[pruned]
+
+    def _selection(self, layer: int, linear: str) -> Selection:
+        return selections(self.checkpoint.geometry, layer, self.plan.layers[layer])[linear]
+
+    def _stored_dtype(self, name: str) -> torch.dtype:
+        if name.endswith(".bias") and name not in self.checkpoint.infos:
+            name = name.removesuffix("bias") + "weight"
+        return self.checkpoint.dtype(name)
+
+    def _dense_name(self, name: str) -> str:
+        """Undo the renumbering of layers."""
+        parts = name.split(".")
+        if parts[1] != "layers":
+            return name
+        parts[2] = str(self.plan.kept_layers[int(parts[2])])
+        return ".".join(parts)

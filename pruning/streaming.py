@@ -1,0 +1,158 @@
+"""A dense base run layer by layer: memory holds one decoder layer, whatever the depth.
+
+Hidden states between layers lie in memory-mapped files below a work directory.
+"""
+
+# Shape suffixes:  S = sequences,  T = tokens,  H = hidden,  N = tokens of a chunk,  V = vocabulary.
+
+import ctypes
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoModel
+
+from pruning.checkpoint import Checkpoint
+from pruning.progress import Progress
+from pruning.tensors import EMBEDDING, FINAL_NORM
+
+BATCH_TOKENS = 4096  # run through a layer at a time
+HEAD_TOKENS = 512  # logits are the widest thing there is
+
+Visit = Callable[[int, nn.Module], None]  # index of the layer, the layer
+
+
+class Stream:
+    """Calibration sequences on their way through a base."""
+
+    def __init__(self, checkpoint: Checkpoint, ids_ST: Tensor, work: Path):
+        self.checkpoint, self.ids_ST, self.work = checkpoint, ids_ST, work
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.num_layers = len(checkpoint.geometry.layers)
+        self._body, self._norm = _one_layer_body(checkpoint, self.device)
+        self.layer: nn.Module = self._body.layers[0]
+
+    def forward(self, prepare: Visit, *, keep_inputs: bool, progress: Progress) -> None:
+        """Run all layers in order; `prepare` sees each layer before any token passes it.
+
+        With `keep_inputs` every layer's inputs stay on disk for `backward`.
+        """
+        self._embed()
+        for i in range(self.num_layers):
+            self._fill(i)
+            prepare(i, self.layer)
+            inputs_STH, outputs_STH = self._states(i), self._states(i + 1)
+            for rows in self._batches(i, self.num_layers, "forward", progress):
+                with torch.no_grad():
+                    outputs_STH[rows] = self._run(inputs_STH[rows]).cpu()
+            if not keep_inputs:
+                self._path(i).unlink()
+
+    def backward(self, visit: Visit, progress: Progress) -> None:
+        """Walk back from the last layer to the first, after `forward(keep_inputs=True)`.
+
+        `visit` sees each layer with the gradients of its weights: those of the mean next-token
+        loss over all sequences.
+        """
+        gradient_STH = self._head_gradient()
+        for step, i in enumerate(reversed(range(self.num_layers))):
+            self._fill(i)
+            inputs_STH = self._states(i)
+            for rows in self._batches(step, self.num_layers, "backward", progress):
+                batch_STH = inputs_STH[rows].to(self.device, copy=True).requires_grad_()
+                outputs_STH = self._run(batch_STH)
+                torch.autograd.backward(outputs_STH, gradient_STH[rows].to(self.device))
+                assert batch_STH.grad is not None
+                gradient_STH[rows] = batch_STH.grad.cpu()
+            visit(i, self.layer)
+            self._path(i).unlink()
+
+    def _embed(self) -> None:
+        embedding_VH = self.checkpoint.tensor(EMBEDDING)
+        states_STH = self._states(0)
+        for rows in _slices(len(self.ids_ST), self._rows):
+            states_STH[rows] = embedding_VH[self.ids_ST[rows]].float()
+
+    def _head_gradient(self) -> Tensor:
+        """∂(mean loss)/∂(outputs of the last layer), in a file of its own; (S, T, H)."""
+        head_VH = self.checkpoint.head().to(self.device, torch.float32)
+        num_targets = self.ids_ST[:, 1:].numel()
+        states_STH, gradient_STH = self._states(self.num_layers), self._states(-1)
+        for row, ids_T in enumerate(self.ids_ST):
+            for chunk in _slices(len(ids_T) - 1, HEAD_TOKENS):
+                last_NH = states_STH[row, chunk].to(self.device, copy=True).requires_grad_()
+                targets_N = ids_T[1:][chunk].to(self.device)
+                logits_NV = self._norm(last_NH) @ head_VH.T
+                loss = cross_entropy(logits_NV, targets_N, reduction="sum") / num_targets
+                torch.autograd.backward(loss)
+                assert last_NH.grad is not None
+                gradient_STH[row, chunk] = last_NH.grad.cpu()
+            gradient_STH[row, -1] = 0
+        return gradient_STH
+
+    def _fill(self, index: int) -> None:
+        """Put a layer's weights in the place of the last one's, and its gradients to zero."""
+        self.layer.load_state_dict(self.checkpoint.layer(index))
+        self.layer.zero_grad(set_to_none=False)
+        _return_freed_memory()
+
+    def _run(self, states_STH: Tensor) -> Tensor:
+        states_STH = states_STH.to(self.device)
+        outputs: Tensor = self._body(inputs_embeds=states_STH, use_cache=False).last_hidden_state
+        return outputs
+
+    def _path(self, boundary: int) -> Path:
+        return self.work / ("gradient.f32" if boundary < 0 else f"states-{boundary}.f32")
+
+    def _states(self, boundary: int) -> Tensor:
+        """The states before a layer (after the last for num_layers), or the gradient for -1."""
+        shape = (*self.ids_ST.shape, self.checkpoint.geometry.hidden_size)
+        size = shape[0] * shape[1] * shape[2]
+        path = str(self._path(boundary))
+        return torch.from_file(path, shared=True, size=size, dtype=torch.float32).view(shape)
+
+    @property
+    def _rows(self) -> int:
+        return max(1, BATCH_TOKENS // self.ids_ST.shape[1])
+
+    def _batches(self, step: int, steps: int, what: str, progress: Progress) -> Iterator[slice]:
+        num_rows = len(self.ids_ST)
+        for rows in _slices(num_rows, self._rows):
+            progress((step + rows.start / num_rows) / steps, f"{what}, layer {step + 1} of {steps}")
+            yield rows
+
+
+def _return_freed_memory() -> None:
+    """Without this the C library keeps what a layer freed, a few MB more with every layer."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _slices(length: int, size: int) -> list[slice]:
+    bounds = [*range(0, length, size), length]
+    return [slice(a, b) for a, b in itertools.pairwise(bounds)]
+
+
+def _one_layer_body(checkpoint: Checkpoint, device: torch.device) -> tuple[Any, nn.Module]:
+    """The family's stock model with one empty layer, and its final norm, filled, apart.
+
+    Through the stock model's own forward come positions, masks and sliding windows as it makes
+    them; its embedding stays on the meta device and is never called.
+    """
+    config = AutoConfig.from_pretrained(checkpoint.directory)
+    config.num_hidden_layers = 1
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1]
+    with torch.device("meta"):
+        body = AutoModel.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    body.eval().layers.to_empty(device=device)
+    body.rotary_emb = type(body.rotary_emb)(config=config).to(device)
+    norm, body.norm = body.norm, nn.Identity()
+    weight = checkpoint.tensor(FINAL_NORM).to(device, torch.float32)
+    norm.load_state_dict({"weight": weight}, assign=True)
+    return body, norm
