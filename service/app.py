@@ -1,0 +1,81 @@
+"""The gateway: one FastAPI application built from Settings.
+
+Importing this loads neither torch nor vllm; the engines are processes of their own.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import anyio.to_thread
+import structlog
+from fastapi import FastAPI
+from sqlalchemy.exc import SQLAlchemyError
+
+from service import content, handlers
+from service.adapters import Adapters
+from service.catalog import Catalog
+from service.engines import Engines
+from service.files import Files
+from service.jobs import Jobs
+from service.metrics import Metrics
+from service.middleware import BodyLimit, Observation
+from service.proxy import Proxy
+from service.routes import adapters, bases, completions, files, health, jobs, metrics, models
+from service.settings import Settings
+
+_FOLLOW_SECONDS = 0.2  # until a base that a worker published gets its engine
+_ROUTERS = (completions, models, bases, adapters, files, jobs, health, metrics)
+_log = structlog.get_logger("gateway")
+
+
+def create_app(settings: Settings | None = None, engines: Engines | None = None) -> FastAPI:
+    """The gateway's application; without `settings` they come from the environment."""
+    settings = settings or Settings()
+    engines = engines or Engines(settings)
+    catalog = Catalog(settings.database)
+    app = FastAPI(title="Graftwork", lifespan=_lifespan)
+    state = app.state
+    state.settings, state.catalog, state.engines = settings, catalog, engines
+    state.metrics = Metrics()
+    state.adapters = Adapters(settings, catalog, engines)
+    state.files = Files(settings, catalog)
+    state.jobs = Jobs(settings, catalog)
+    state.proxy = Proxy(catalog, engines, state.metrics)
+    handlers.install(app)
+    app.add_middleware(
+        BodyLimit, upload_limit=settings.upload_limit_bytes, limit=settings.body_limit_bytes
+    )
+    app.add_middleware(Observation, metrics=state.metrics)
+    for module in _ROUTERS:
+        app.include_router(module.router)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Keep one engine per served base while the application runs."""
+    state = app.state
+    for parent in (state.settings.adapters, state.settings.files):
+        await anyio.to_thread.run_sync(content.sweep, parent)
+    follower = asyncio.create_task(_follow(state.catalog, state.engines))
+    try:
+        yield
+    finally:
+        follower.cancel()
+        with suppress(asyncio.CancelledError):
+            await follower
+        await state.engines.stop()
+        state.jobs.close()
+        state.catalog.close()
+
+
+async def _follow(catalog: Catalog, engines: Engines) -> None:
+    """Hold the engines to the catalog, which workers change as well."""
+    while True:
+        try:
+            served = await anyio.to_thread.run_sync(lambda: catalog.bases(serve=True))
+            await engines.reconcile({base.name: base.path for base in served})
+        except (SQLAlchemyError, OSError) as error:
+            _log.warning("the catalog cannot be followed", error=str(error))
+        await asyncio.sleep(_FOLLOW_SECONDS)

@@ -1,0 +1,219 @@
+"""`graftwork`: every command, each importing what it needs only when it runs."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+
+class _Root(TyperGroup):
+    """Prints an error that the user can mend as one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            from service.commands.failure import explain
+
+            if (line := explain(error)) is None:
+                raise
+            typer.secho(f"error: {line}", fg="red", err=True)
+            raise typer.Exit(1) from error
+
+
+def _address() -> str:
+    return f"http://127.0.0.1:{os.environ.get('GRAFTWORK_PORT', '8000')}"
+
+
+Url = Annotated[
+    str,
+    typer.Option(
+        envvar="GRAFTWORK_URL", default_factory=_address, help="address of the server to talk to"
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="go on until the job has ended")]
+Lifeline = Annotated[bool, typer.Option(hidden=True, help="end with standard input")]
+
+app = typer.Typer(
+    cls=_Root,
+    help="Slim an LLM under its fleet of LoRA adapters, and serve the result through vLLM.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+jobs = typer.Typer(help="Pruning jobs: list, show, follow, cancel.", no_args_is_help=True)
+bases = typer.Typer(
+    help="Bases: dense ones you register, slim ones jobs make.", no_args_is_help=True
+)
+adapters = typer.Typer(help="LoRA adapters of the bases.", no_args_is_help=True)
+app.add_typer(jobs, name="jobs")
+app.add_typer(bases, name="bases")
+app.add_typer(adapters, name="adapters")
+
+
+@app.command()
+def serve(lifeline: Lifeline = False) -> None:
+    """Serve every registered base, and run a worker beside it; configured by GRAFTWORK_* only."""
+    from service.commands import server
+
+    server.serve(lifeline)
+
+
+@app.command()
+def worker(lifeline: Lifeline = False) -> None:
+    """Run pruning jobs; any number of workers share one PostgreSQL database."""
+    from service.commands import server
+
+    server.worker(lifeline)
+
+
+@app.command()
+def demo(
+    once: Annotated[bool, typer.Option(help="stop after the first answer, for checks")] = False,
+    source: Annotated[
+        Path | None, typer.Option(envvar="GRAFTWORK_DEMO", help="the folder deploy/demo")
+    ] = None,
+) -> None:
+    """Prune the bundled model, carry its adapters, serve both and ask for a completion."""
+    from service.commands import demo
+
+    demo.run(once, source)
+
+
+@app.command()
+def doctor(url: Url, as_json: Json = False) -> None:
+    """Say what is missing or broken on this machine, and how to mend it."""
+    from service.commands import doctor
+
+    doctor.run(url, as_json)
+
+
+@app.command()
+def prune(
+    recipe: Annotated[Path, typer.Argument(help="a YAML file; see docs/recipes.md")],
+    url: Url,
+    wait: Annotated[bool, typer.Option("--wait", "-w", help="show progress until the end")] = False,
+) -> None:
+    """Start the pruning job of a recipe; texts that it names by path are uploaded first."""
+    from service.commands import prune
+
+    prune.prune(url, recipe, wait)
+
+
+@app.command()
+def models(url: Url, as_json: Json = False) -> None:
+    """List what the `model` field of a request can name."""
+    from service.commands import resources
+
+    resources.list_models(url, as_json)
+
+
+@jobs.command("list")
+def list_jobs(
+    url: Url, limit: Annotated[int, typer.Option(min=1, max=100)] = 20, as_json: Json = False
+) -> None:
+    """List the newest jobs."""
+    from service.commands import jobs
+
+    jobs.list_jobs(url, limit, as_json)
+
+
+@jobs.command("show")
+def show_job(id: str, url: Url) -> None:
+    """Print one job as JSON."""
+    from service.commands import jobs
+
+    jobs.show_job(url, id)
+
+
+@jobs.command("events")
+def job_events(id: str, url: Url, follow: Follow = False, as_json: Json = False) -> None:
+    """Print what happened to a job."""
+    from service.commands import jobs
+
+    jobs.events(url, id, follow, as_json)
+
+
+@jobs.command("cancel")
+def cancel_job(id: str, url: Url) -> None:
+    """End a job that is queued or running."""
+    from service.commands import jobs
+
+    jobs.cancel(url, id)
+
+
+@bases.command("list")
+def list_bases(url: Url, as_json: Json = False) -> None:
+    """List the bases, served or not."""
+    from service.commands import resources
+
+    resources.list_bases(url, as_json)
+
+
+@bases.command("add")
+def add_base(
+    name: str,
+    directory: Annotated[Path, typer.Argument(help="a checkpoint on the server's disk")],
+    url: Url,
+    serve: Annotated[bool, typer.Option(help="start an engine for it")] = True,
+) -> None:
+    """Register a checkpoint: config.json, safetensors and a tokenizer in one directory."""
+    from service.commands import resources
+
+    resources.add_base(url, name, directory, serve)
+
+
+@bases.command("remove")
+def remove_base(name: str, url: Url) -> None:
+    """Forget a base that nothing depends on."""
+    from service.commands import resources
+
+    resources.remove_base(url, name)
+
+
+@adapters.command("list")
+def list_adapters(
+    url: Url,
+    base: Annotated[str | None, typer.Option(help="only of this base")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the adapters, of one base or of all."""
+    from service.commands import resources
+
+    resources.list_adapters(url, base, as_json)
+
+
+@adapters.command("add")
+def add_adapter(
+    name: str,
+    directory: Annotated[Path, typer.Argument(help="a LoRA as PEFT saves it; it is uploaded")],
+    url: Url,
+    base: Annotated[str, typer.Option(help="the base that it was trained on")],
+) -> None:
+    """Upload an adapter; requests then ask for the model BASE+NAME."""
+    from service.commands import resources
+
+    resources.add_adapter(url, name, directory, base)
+
+
+@adapters.command("remove")
+def remove_adapter(
+    model: Annotated[str, typer.Argument(help="BASE+NAME")],
+    url: Url,
+) -> None:
+    """Unload an adapter and forget it."""
+    from service.commands import resources
+
+    resources.remove_adapter(url, model)
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

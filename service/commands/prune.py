@@ -1,0 +1,59 @@
+"""`graftwork prune`: read a recipe, upload the texts that it names by path, start the job."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pruning.recipe import Recipe
+from service.client import Client, Json
+from service.commands.failure import CommandFailed, problems
+from service.commands.follow import conclude, follow
+
+_UPLOADED = re.compile(r"file-[0-9a-f]{24}")
+_TEXTS = ("calibration", "evaluation")
+
+
+def prune(url: str, path: Path, wait: bool) -> None:
+    """Start the job of a recipe and, with `wait`, follow it to its end."""
+    recipe = read_recipe(path)
+    with Client(url) as client:
+        job = submit(client, recipe, path.parent)
+        print(job["id"])
+        if wait:
+            conclude(client, follow(client, job["id"]))
+        else:
+            print(f"follow it with: graftwork jobs events {job['id']} --follow")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a YAML file; CommandFailed names what is wrong in it."""
+    try:
+        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise CommandFailed(f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CommandFailed(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        raise CommandFailed(f"{path}: {problems(error)}; see docs/recipes.md") from error
+
+
+def submit(client: Client, recipe: Recipe, folder: Path) -> Json:
+    """Upload the texts of a recipe, whose paths are relative to `folder`, and start its job."""
+    body: dict[str, Any] = recipe.model_dump(mode="json")
+    paths = {
+        text: folder / body[text]["file"]
+        for text in _TEXTS
+        if not _UPLOADED.fullmatch(body[text]["file"])
+    }
+    for text, path in paths.items():
+        if not path.is_file():
+            raise CommandFailed(
+                f"{text}.file: {path} does not exist; give a path relative to the recipe, "
+                "or the id of an uploaded file"
+            )
+    for text, path in paths.items():
+        body[text]["file"] = client.upload_text(path, purpose=text)["id"]
+    return client.submit(body)

@@ -1,0 +1,55 @@
+"""Immutable content below `home`: staged under a temporary name, then renamed to its digest."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+_STAGING = ".staging-"
+_ABANDONED_SECONDS = 24 * 3600.0
+
+
+@contextmanager
+def staging(parent: Path) -> Iterator[Path]:
+    """A new directory below `parent`, gone at the end unless it was placed."""
+    parent.mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix=_STAGING, dir=parent))
+    try:
+        yield directory
+    finally:
+        remove(directory)
+
+
+def copy(source: BinaryIO, target: Path) -> None:
+    """Write a stream to a new file, on disk for good when this returns."""
+    with target.open("xb") as stream:
+        shutil.copyfileobj(source, stream, 1 << 20)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def place(staged: Path, final: Path) -> None:
+    """Give staged content its name; content that has the name already is the same content."""
+    if not final.exists():
+        staged.chmod(0o755 if staged.is_dir() else 0o644)
+        staged.rename(final)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory, or nothing where there is nothing."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sweep(parent: Path) -> None:
+    """Remove what a killed process left half-made; what is being made elsewhere is younger."""
+    if parent.is_dir():
+        for path in parent.glob(f"{_STAGING}*"):
+            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                remove(path)

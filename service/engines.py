@@ -1,0 +1,276 @@
+"""The supervisor of vLLM children: one engine per base, on a Unix socket, restarted on any exit."""
+
+import asyncio
+import contextlib
+import math
+import os
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+import httpx
+import structlog
+
+from service.errors import AdapterRejected, EngineUnavailable, NotFound
+from service.settings import Settings
+from service.vllm_command import arguments, environment
+
+State = Literal["starting", "ready", "restarting", "stopped"]
+
+ADAPTERS = "/graftwork/adapters"
+POLL_SECONDS = 0.25  # while an engine starts
+WATCH_SECONDS = 1.0  # between looks at the health of one that runs
+STOP_SECONDS = 15.0  # from SIGTERM to SIGKILL
+STABLE_SECONDS = 60.0  # a start that lasts this long forgets earlier failures
+MAX_DELAY = 60.0
+EXPECTED_START = 30.0  # seconds, until an engine has shown its own
+ADMIN_TIMEOUT = httpx.Timeout(120.0, connect=5.0)
+SOCKET_PATH_BYTES = 107  # what the kernel takes, without the final zero
+
+_log = structlog.get_logger("engines")
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """What there is to know about an engine from outside; `failure` is why it last went down."""
+
+    state: State
+    pid: int | None
+    restarts: int
+    failure: str | None
+
+
+class Engine:
+    """One base, served by a vLLM child that is started again whenever it goes down."""
+
+    def __init__(self, name: str, model: Path, socket: Path, settings: Settings):
+        self.name = name
+        self.model = model
+        self.state: State = "starting"
+        self.client = httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(
+                uds=str(socket), limits=httpx.Limits(max_keepalive_connections=32)
+            ),
+            base_url="http://engine",
+            timeout=httpx.Timeout(None, connect=5.0),
+        )
+        self._settings = settings
+        self._socket = socket
+        self._pid: int | None = None
+        self._restarts = 0
+        self._failure: str | None = None
+        self._expected_start = EXPECTED_START
+        self._due = time.monotonic() + EXPECTED_START  # when it may be ready again
+        self._adapters: dict[str, asyncio.Task[None]] = {}
+        self._supervisor = asyncio.create_task(self._supervise())
+
+    @property
+    def status(self) -> EngineStatus:
+        return EngineStatus(self.state, self._pid, self._restarts, self._failure)
+
+    def unavailable(self) -> EngineUnavailable:
+        """The error to raise while this engine cannot answer."""
+        wait = max(1, math.ceil(self._due - time.monotonic()))
+        return EngineUnavailable(f"{self.name}: the engine is {self.state}", retry_after=wait)
+
+    async def stop(self) -> None:
+        """Stop the child and everything that it started."""
+        self._supervisor.cancel()
+        await asyncio.wait([self._supervisor])
+        self.state = "stopped"
+        await self.client.aclose()
+
+    # Adapters
+
+    async def ensure_adapter(self, name: str, path: Path) -> None:
+        """Load an adapter unless it is loaded; many callers at once load it once.
+
+        Raises AdapterRejected when it does not fit the base, EngineUnavailable when the engine
+        goes down meanwhile.
+        """
+        task = self._adapters.get(name)
+        if task is None:
+            task = self._adapters[name] = asyncio.create_task(self._load(name, path))
+            task.add_done_callback(lambda done: self._forget_if_failed(name, done))
+        await asyncio.shield(task)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Free an adapter's memory, once the requests that use it are done."""
+        task = self._adapters.pop(name, None)
+        if task is not None:
+            await asyncio.wait([task])
+        await self._admin("DELETE", f"{ADAPTERS}/{quote(name)}", tolerate=404)
+
+    async def residency(self) -> dict[str, Any]:
+        """The adapters that the engine knows, and whether each is in its memory."""
+        residency: dict[str, Any] = (await self._admin("GET", ADAPTERS)).json()
+        return residency
+
+    async def metrics(self) -> str:
+        """vLLM's metrics, in Prometheus' text format."""
+        return (await self._admin("GET", "/metrics")).text
+
+    async def _load(self, name: str, path: Path) -> None:
+        source = {"path": str(path.absolute())}
+        response = await self._admin("PUT", f"{ADAPTERS}/{quote(name)}", json=source, tolerate=400)
+        if response.is_error:
+            reason = response.json()["error"]["message"]
+            raise AdapterRejected(f"{name}: {reason}", param="model")
+
+    def _forget_if_failed(self, name: str, task: asyncio.Task[None]) -> None:
+        failed = task.cancelled() or task.exception() is not None
+        if failed and self._adapters.get(name) is task:
+            del self._adapters[name]
+
+    async def _admin(
+        self, method: str, url: str, *, json: Any = None, tolerate: int | None = None
+    ) -> httpx.Response:
+        try:
+            response = await self.client.request(method, url, json=json, timeout=ADMIN_TIMEOUT)
+        except httpx.TransportError as error:
+            raise self.unavailable() from error
+        if response.is_error and response.status_code != tolerate:
+            raise self.unavailable()
+        return response
+
+    # Life of the child
+
+    async def _supervise(self) -> None:
+        failures = 0
+        while True:
+            started = time.monotonic()
+            try:
+                async with self._child() as child:
+                    await self._until_ready(child, started)
+                    self._failure = await self._until_down(child)
+            except Exception as error:  # a supervisor outlives whatever happens to its child
+                self._failure = str(error)
+            failures = 0 if time.monotonic() - started > STABLE_SECONDS else failures
+            delay = min(2.0**failures, MAX_DELAY)
+            failures += 1
+            self._restarts += 1
+            self._due = time.monotonic() + delay + self._expected_start
+            _log.warning("engine down", engine=self.name, failure=self._failure, retry_in=delay)
+            await asyncio.sleep(delay)
+
+    @contextlib.asynccontextmanager
+    async def _child(self) -> AsyncIterator[asyncio.subprocess.Process]:
+        """A running child; whatever happens, nothing of it is left in the end."""
+        self._socket.unlink(missing_ok=True)
+        log = self._settings.run / f"{self.name}.log"
+        with log.open("ab" if self._restarts else "wb") as output:
+            child = await asyncio.create_subprocess_exec(
+                *arguments(self.name, self.model, self._socket, self._settings),
+                stdin=asyncio.subprocess.PIPE,  # its lifeline: ends when we do
+                stdout=output,
+                stderr=output,
+                env=environment(self._settings),
+                start_new_session=True,
+            )
+        self._pid = child.pid
+        try:
+            yield child
+        finally:
+            self.state = "restarting"
+            self._adapters = {}
+            await _terminate(child)
+            self._pid = None
+            self._socket.unlink(missing_ok=True)
+
+    async def _until_ready(self, child: asyncio.subprocess.Process, started: float) -> None:
+        self.state = "starting" if self._restarts == 0 else "restarting"
+        deadline = started + self._settings.engine_start_timeout
+        while not await self._serves():
+            if child.returncode is not None:
+                raise ChildProcessError(f"did not start (exit code {child.returncode})")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not ready after {self._settings.engine_start_timeout:.0f} s")
+            await asyncio.sleep(POLL_SECONDS)
+        self._expected_start = time.monotonic() - started
+        self.state = "ready"
+        _log.info("engine ready", engine=self.name, seconds=round(self._expected_start, 1))
+
+    async def _serves(self) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            if (await self.client.get("/health", timeout=5.0)).is_success:
+                models = (await self.client.get("/v1/models", timeout=5.0)).json()["data"]
+                return any(model["id"] == self.name for model in models)
+        return False
+
+    async def _until_down(self, child: asyncio.subprocess.Process) -> str:
+        """Why the child is of no more use: it left, or it says that its engine core is dead."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return f"exited with code {await asyncio.wait_for(child.wait(), WATCH_SECONDS)}"
+            with contextlib.suppress(httpx.TransportError):
+                if (await self.client.get("/health", timeout=5.0)).status_code == 503:
+                    return "lost its engine core"
+
+
+async def _terminate(child: asyncio.subprocess.Process) -> None:
+    _signal_group(child, signal.SIGTERM)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(child.wait(), STOP_SECONDS)
+    _signal_group(child, signal.SIGKILL)
+    await child.wait()
+
+
+def _signal_group(child: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, number)
+
+
+class Engines:
+    """The engines of this gateway, one per served base."""
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+        self._engines: dict[str, Engine] = {}
+        self._lock = asyncio.Lock()
+        self._short = contextlib.ExitStack()
+
+    async def reconcile(self, desired: Mapping[str, Path]) -> None:
+        """Start what is missing, stop what is not wanted; does not wait until engines are ready."""
+        async with self._lock:
+            extra = [e for e in self._engines.values() if desired.get(e.name) != e.model]
+            await asyncio.gather(*(engine.stop() for engine in extra))
+            for engine in extra:
+                del self._engines[engine.name]
+            self._settings.run.mkdir(parents=True, exist_ok=True)
+            for name in desired.keys() - self._engines.keys():
+                self._engines[name] = Engine(
+                    name, desired[name], self._socket(name), self._settings
+                )
+
+    def get(self, base: str) -> Engine:
+        """The engine of a base; NotFound, or EngineUnavailable unless it is ready."""
+        if base not in self._engines:
+            raise NotFound(f"{base}: no engine serves this base")
+        engine = self._engines[base]
+        if engine.state != "ready":
+            raise engine.unavailable()
+        return engine
+
+    def ready(self, base: str) -> bool:
+        """Whether a base is served right now."""
+        return base in self._engines and self._engines[base].state == "ready"
+
+    def states(self) -> dict[str, EngineStatus]:
+        return {name: engine.status for name, engine in self._engines.items()}
+
+    async def stop(self) -> None:
+        """Stop all engines; none of their processes is left."""
+        await self.reconcile({})
+        self._short.close()
+
+    def _socket(self, name: str) -> Path:
+        path = self._settings.run.absolute() / f"{name}.sock"
+        if len(os.fsencode(path)) <= SOCKET_PATH_BYTES:
+            return path
+        directory = tempfile.TemporaryDirectory(prefix="graftwork-")
+        return Path(self._short.enter_context(directory)) / "engine.sock"

@@ -1,0 +1,58 @@
+"""The tree of errors that callers of the API see, rendered in OpenAI's shape by one handler."""
+
+from typing import ClassVar
+
+
+class GraftworkError(Exception):
+    """An error with an HTTP status; the docstring of a subclass is its default message."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    type: ClassVar[str] = "server_error"
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        param: str | None = None,
+        retry_after: int | None = None,
+    ):
+        super().__init__(message or type(self).__doc__)
+        self.param = param
+        self.retry_after = retry_after
+
+
+class NotFound(GraftworkError):
+    """There is no such object."""
+
+    status, code, type = 404, "not_found", "invalid_request_error"
+
+
+class ModelNotFound(NotFound):
+    """The model does not exist."""
+
+    code = "model_not_found"
+
+
+class Conflict(GraftworkError):
+    """The object exists already, or is in use."""
+
+    status, code, type = 409, "conflict", "invalid_request_error"
+
+
+class EngineUnavailable(GraftworkError):
+    """The engine that serves this base is starting or restarting; try again shortly."""
+
+    status, code = 503, "engine_unavailable"
+
+
+class AdapterRejected(GraftworkError):
+    """The engine refused the adapter."""
+
+    status, code, type = 400, "adapter_rejected", "invalid_request_error"
+
+
+class PayloadTooLarge(GraftworkError):
+    """The request body is too large."""
+
+    status, code, type = 413, "payload_too_large", "invalid_request_error"

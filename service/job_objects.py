@@ -1,0 +1,196 @@
+"""Jobs and their events as the API shows them, after OpenAI's fine_tuning.job."""
+
+from collections.abc import Sequence
+from typing import Any, Generic, Literal, TypeVar
+
+from dbos import WorkflowStatus
+from pydantic import BaseModel, ConfigDict
+
+from pruning.errors import InvalidInput
+from pruning.job import Event, Progress
+from pruning.recipe import PruneSpec, Recipe
+
+Item = TypeVar("Item", "Job", "JobEvent")
+Status = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
+ENDED = ("succeeded", "failed", "cancelled")
+
+_STATUS: dict[str, Status] = {
+    "ENQUEUED": "queued",
+    "DELAYED": "queued",
+    "PENDING": "running",
+    "CANCELLED": "cancelled",
+}
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class JobError(_Frozen):
+    """Why a job failed; `param` is the field of the recipe that is to blame, if one is."""
+
+    code: str
+    message: str
+    param: str | None
+
+
+class JobResult(_Frozen):
+    """What a job made: the digest of its artifact, its report and the models now served."""
+
+    artifact: str
+    report: str
+    models: tuple[str, ...]
+
+
+class Job(_Frozen):
+    """A pruning job; `progress` is the fraction of the whole that is done, times are Unix seconds.
+
+    `pruned_model`, `result` and `error` are null until the job has ended.
+    """
+
+    id: str
+    object: Literal["pruning.job"] = "pruning.job"
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+    status: Status
+    model: str
+    pruned_model: str | None
+    recipe: Recipe
+    stage: str | None
+    progress: float
+    result: JobResult | None
+    error: JobError | None
+    seed: int
+    metadata: dict[str, str] = {}
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status in ENDED
+
+
+class JobEvent(_Frozen):
+    """One thing that happened to a job."""
+
+    id: str
+    object: Literal["pruning.job.event"] = "pruning.job.event"
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    type: Literal["message", "progress", "stage"]
+    message: str
+    data: dict[str, Any]
+
+
+class Page(_Frozen, Generic[Item]):
+    """A stretch of a list; ask for the next one with `after` = `last_id`."""
+
+    object: Literal["list"] = "list"
+    data: list[Item]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+def job_object(
+    work: WorkflowStatus, publication: WorkflowStatus | None, progress: Progress | None
+) -> Job:
+    """A job from its two workflows (see pruning.job) and its latest progress."""
+    spec = spec_of(work)
+    recipe, status = spec.recipe, status_of(work, publication)
+    last = publication or work
+    done = status == "succeeded"
+    return Job(
+        id=work.workflow_id,
+        created_at=_seconds(work.created_at) or 0,
+        started_at=_seconds(work.dequeued_at),
+        finished_at=_seconds(last.completed_at) if status in ENDED else None,
+        status=status,
+        model=recipe.base,
+        pruned_model=recipe.name if done else None,
+        recipe=recipe,
+        stage=progress["stage"] if progress and status == "running" else None,
+        progress=1.0 if done else progress["fraction"] if progress else 0.0,
+        result=_result(work, spec) if done else None,
+        error=_error(last.error) if status == "failed" else None,
+        seed=recipe.seed,
+    )
+
+
+def status_of(work: WorkflowStatus, publication: WorkflowStatus | None) -> Status:
+    """The status of a job from its two workflows (see pruning.job)."""
+    if work.status != "SUCCESS":
+        return _STATUS.get(work.status, "failed")
+    if publication is None or publication.status in ("PENDING", "ENQUEUED"):
+        return "running"
+    return "succeeded" if publication.status == "SUCCESS" else "failed"
+
+
+def event_object(job: str, offset: int | str, event: Event) -> JobEvent:
+    """An entry of a job's stream; its id tells the offset."""
+    return JobEvent(id=f"pruneevent-{job.removeprefix('prunejob-')}-{offset}", **event)
+
+
+def offset_of(event: str) -> int:
+    """The offset in the stream that an event's id tells; InvalidInput when it tells none."""
+    offset = event.rpartition("-")[2]
+    if not offset.isdecimal():
+        raise InvalidInput("after", f"there is no event {event!r}")
+    return int(offset)
+
+
+def page_of(items: Sequence[Item], has_more: bool) -> Page[Item]:
+    """A page with these items."""
+    return Page(
+        data=list(items),
+        first_id=items[0].id if items else None,
+        last_id=items[-1].id if items else None,
+        has_more=has_more,
+    )
+
+
+def last_event(job: Job) -> JobEvent:
+    """The event that every ended job closes with."""
+    end: Event = {
+        "created_at": job.finished_at or job.created_at,
+        "level": "error" if job.error else "info",
+        "type": "message",
+        "message": f"job {job.status}: {job.error.message}" if job.error else f"job {job.status}",
+        "data": {"status": job.status},
+    }
+    return event_object(job.id, "end", end)
+
+
+def spec_of(work: WorkflowStatus) -> PruneSpec:
+    """The spec that a job was created with."""
+    assert work.input is not None
+    return PruneSpec.model_validate(work.input["args"][0])
+
+
+def _result(work: WorkflowStatus, spec: PruneSpec) -> JobResult:
+    assert work.output is not None
+    name = spec.recipe.name
+    return JobResult(
+        artifact=work.output["artifact"],
+        report=f"/v1/pruning/jobs/{work.workflow_id}/report",
+        models=(name, *(f"{name}+{adapter}" for adapter in sorted(spec.adapters))),
+    )
+
+
+def _error(error: Exception | None) -> JobError:
+    """What the worker said to the job's owner, and nothing of what it did not mean to say."""
+    if getattr(error, "name", None) == "JobFailed":
+        data: Any = getattr(error, "data", None) or {}
+        return JobError(
+            code=str(getattr(error, "code", "job_failed")),
+            message=str(error),
+            param=data.get("param"),
+        )
+    return JobError(
+        code="internal_error",
+        message="the job failed unexpectedly; the worker's log tells more",
+        param=None,
+    )
+
+
+def _seconds(milliseconds: int | None) -> int | None:
+    return None if milliseconds is None else milliseconds // 1000

@@ -1,0 +1,178 @@
+"""Jobs: created, looked up and cancelled in the job database that workers read (DBOS)."""
+
+import hashlib
+import itertools
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+from dbos import DBOS, DBOSClient, WorkflowStatus, error
+
+from pruning import job as contract
+from pruning.errors import InvalidInput
+from pruning.recipe import Recipe
+from service.catalog import Catalog
+from service.errors import Conflict, NotFound
+from service.job_objects import (
+    Job,
+    JobEvent,
+    Page,
+    Status,
+    event_object,
+    job_object,
+    last_event,
+    offset_of,
+    page_of,
+    spec_of,
+    status_of,
+)
+from service.recipes import resolve
+from service.settings import Settings
+
+_ID = "prunejob-"
+
+
+class Jobs:
+    """Every method is synchronous and reads the database; nothing is kept in memory."""
+
+    def __init__(self, settings: Settings, catalog: Catalog):
+        settings.home.mkdir(parents=True, exist_ok=True)
+        DBOS.migrate(settings.database)
+        self._client = DBOSClient(
+            system_database_url=settings.database, serializer=contract.SERIALIZER
+        )
+        self._catalog = catalog
+        self._artifacts = settings.artifacts
+
+    def close(self) -> None:
+        self._client.destroy()
+
+    def create(self, recipe: Recipe, key: str | None = None) -> Job:
+        """Enqueue a recipe; the same idempotency key and recipe again is the same job.
+
+        Raises InvalidInput for a recipe that cannot be run; Conflict when the key was used for
+        another recipe, or the name is taken or about to be.
+        """
+        id = _ID + (_hash(key) if key else secrets.token_hex(12))
+        if existing := self._find(id):
+            return self._same(existing, recipe)
+        spec = resolve(recipe, self._catalog)
+        try:
+            self._client.enqueue(
+                {
+                    "workflow_name": contract.WORKFLOW,
+                    "queue_name": contract.QUEUE,
+                    "workflow_id": id,
+                    "deduplication_id": recipe.name,
+                    "attributes": {"created_ns": time.time_ns()},
+                },
+                spec.model_dump(mode="json"),
+            )
+        except error.DBOSQueueDeduplicatedError:
+            if self._find(id) is None:
+                raise Conflict(
+                    f"another job is making {recipe.name!r}; cancel it or choose another name",
+                    param="name",
+                ) from None
+        return self._same(self._one(id), recipe)
+
+    def get(self, id: str) -> Job:
+        """A job as it stands; NotFound for an unknown id."""
+        return self._object(self._one(id))
+
+    def list(self, limit: int = 20, after: str | None = None) -> Page[Job]:
+        """Jobs, newest first."""
+        known = self._client.list_workflows(
+            name=contract.WORKFLOW, load_input=False, load_output=False
+        )
+        ids = [work.workflow_id for work in sorted(known, key=_created, reverse=True)]
+        if after is not None and after not in ids:
+            raise InvalidInput("after", f"there is no job {after!r}")
+        start = 0 if after is None else ids.index(after) + 1
+        jobs = [self.get(id) for id in ids[start : start + limit]]
+        return page_of(jobs, has_more=start + limit < len(ids))
+
+    def events(self, id: str, limit: int = 20, after: str | None = None) -> Page[JobEvent]:
+        """What happened to a job, oldest first; an ended job's last event says how it ended."""
+        job = self.get(id)  # before its stream: that of an ended job is complete
+        if after is not None and after == last_event(job).id:
+            return page_of([], has_more=False)
+        start = 0 if after is None else offset_of(after) + 1
+        events = list(itertools.islice(self._stream(id, start), limit + 1))
+        if job.has_ended and len(events) <= limit:
+            events.append(last_event(job))
+        return page_of(events[:limit], has_more=len(events) > limit)
+
+    def counts(self) -> dict[Status, int]:
+        """How many jobs there are of each status."""
+        publications = {
+            work.workflow_id: work
+            for work in self._client.list_workflows(
+                name=contract.PUBLICATION, load_input=False, load_output=False
+            )
+        }
+        known = self._client.list_workflows(
+            name=contract.WORKFLOW, load_input=False, load_output=False
+        )
+        statuses = [
+            status_of(work, publications.get(contract.publication(work.workflow_id)))
+            for work in known
+        ]
+        return {status: statuses.count(status) for status in get_args(Status)}
+
+    def cancel(self, id: str) -> Job:
+        """End a job that is queued or running; Conflict when it has ended or is being published."""
+        self._one(id)
+        self._client.cancel_workflow(id)
+        work = self._one(id)
+        if work.status != "CANCELLED":
+            raise Conflict(f"job {id} can no longer be cancelled", param="id")
+        return self._object(work)
+
+    def report(self, id: str, format: str) -> Path:
+        """The file with the report of a job that succeeded: `format` is json or html."""
+        job = self.get(id)
+        if job.result is None:
+            raise NotFound(f"job {id} is {job.status}; only a job that succeeded has a report")
+        return self._artifacts / job.result.artifact / f"report.{format}"
+
+    def _stream(self, id: str, start: int) -> Iterator[JobEvent]:
+        stream = self._client.read_stream(id, contract.EVENTS, offset=start, timeout_seconds=0)
+        try:
+            for offset, event in enumerate(stream, start):
+                yield event_object(id, offset, event)
+        except error.DBOSStreamTimeoutError:
+            return  # that is all so far
+
+    def _object(self, work: WorkflowStatus) -> Job:
+        publication = self._workflow(contract.publication(work.workflow_id))
+        progress = self._client.get_event(work.workflow_id, contract.PROGRESS, 0)
+        return job_object(work, publication, progress)
+
+    def _same(self, work: WorkflowStatus, recipe: Recipe) -> Job:
+        if spec_of(work).recipe != recipe:
+            raise Conflict("this Idempotency-Key was used for another recipe")
+        return self._object(work)
+
+    def _one(self, id: str) -> WorkflowStatus:
+        if (work := self._find(id)) is None:
+            raise NotFound(f"job {id!r} does not exist", param="id")
+        return work
+
+    def _find(self, id: str) -> WorkflowStatus | None:
+        work = self._workflow(id)
+        return work if work and work.name == contract.WORKFLOW else None
+
+    def _workflow(self, id: str) -> WorkflowStatus | None:
+        return next(iter(self._client.list_workflows(workflow_ids=[id])), None)
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:24]
+
+
+def _created(work: WorkflowStatus) -> tuple[int, str]:
+    assert work.attributes is not None
+    return work.attributes["created_ns"], work.workflow_id

@@ -1,0 +1,136 @@
+"""Prometheus metrics: the gateway's own, and those of every engine under the name of its base."""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+
+import anyio.to_thread
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+from service.engines import Engines
+from service.job_objects import Status
+from service.jobs import Jobs
+
+_MODEL_LIMIT = 200  # distinct values of the label `model`; further models share "other"
+_UNBOUNDED = "vllm:lora_requests_info"  # its labels list adapters, so they grow without bound
+_SECONDS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+class Metrics:
+    """The gateway's own metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.in_flight = Gauge(
+            "graftwork_requests_in_flight", "Requests being answered.", registry=self.registry
+        )
+        self._requests = Counter(
+            "graftwork_requests",
+            "Requests answered.",
+            ("route", "status", "model"),
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "graftwork_request_seconds",
+            "Time until the last byte of the answer.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._first_token = Histogram(
+            "graftwork_time_to_first_token_seconds",
+            "Time until the first event of a streamed answer.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._models: set[str] = set()
+
+    def observe_request(self, route: str, status: int, model: str, seconds: float) -> None:
+        """Count an answered request; `model` is empty where none is concerned."""
+        self._requests.labels(route, str(status), self._bounded(model)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def observe_first_token(self, model: str, seconds: float) -> None:
+        self._first_token.labels(self._bounded(model)).observe(seconds)
+
+    async def exposition(self, engines: Engines, jobs: Jobs) -> bytes:
+        """Everything in Prometheus' text format; an engine that does not answer is left out."""
+        texts = await _texts(engines)
+        counts = await anyio.to_thread.run_sync(jobs.counts)
+        families = [
+            *self.registry.collect(),
+            *_states(engines),
+            _statuses(counts),
+            *engine_families(texts),
+        ]
+        return generate_latest(_Families(families))
+
+    def _bounded(self, model: str) -> str:
+        if model not in self._models and len(self._models) >= _MODEL_LIMIT:
+            return "other"
+        self._models.add(model)
+        return model
+
+
+def engine_families(expositions: Mapping[str, str]) -> Iterable[Metric]:
+    """vLLM's own metrics of several engines, each family once, labelled `engine`=base.
+
+    `expositions` maps the base to the text of its engine's /metrics.  An engine of several
+    data-parallel ranks calls itself base/rank.
+    """
+    families: dict[str, Metric] = {}
+    for base, text in expositions.items():
+        for family in text_string_to_metric_families(text):
+            if not family.name.startswith("vllm:") or family.name == _UNBOUNDED:
+                continue
+            merged = families.setdefault(
+                family.name, Metric(family.name, family.documentation, family.type)
+            )
+            for sample in family.samples:
+                rank = sample.labels.get("engine", "0")
+                engine = base if rank == "0" else f"{base}/{rank}"
+                labels = {**sample.labels, "engine": engine}
+                merged.samples.append(sample._replace(labels=labels))
+    return families.values()
+
+
+class _Families(Collector):
+    """Families that exist already, in the place of a registry."""
+
+    def __init__(self, families: Sequence[Metric]):
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+async def _texts(engines: Engines) -> dict[str, str]:
+    names = [name for name, status in engines.states().items() if status.state == "ready"]
+    texts = await asyncio.gather(
+        *(engines.get(name).metrics() for name in names), return_exceptions=True
+    )
+    return {name: text for name, text in zip(names, texts, strict=True) if isinstance(text, str)}
+
+
+def _states(engines: Engines) -> Iterable[Metric]:
+    states = engines.states()
+    ready = GaugeMetricFamily(
+        "graftwork_engine_ready", "Whether an engine takes requests.", labels=("engine", "state")
+    )
+    restarts = CounterMetricFamily(
+        "graftwork_engine_restarts", "Restarts of an engine that failed.", labels=("engine",)
+    )
+    for name, status in states.items():
+        ready.add_metric((name, status.state), status.state == "ready")
+        restarts.add_metric((name,), status.restarts)
+    return ready, restarts
+
+
+def _statuses(counts: Mapping[Status, int]) -> Metric:
+    family = GaugeMetricFamily("graftwork_jobs", "Pruning jobs by status.", labels=("status",))
+    for status, count in counts.items():
+        family.add_metric((status,), count)
+    return family

@@ -1,0 +1,26 @@
+"""What keeps the gateway from serving everything that it should."""
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from service.catalog import Catalog
+from service.engines import Engines
+
+
+def waiting(catalog: Catalog, engines: Engines) -> dict[str, str]:
+    """What is not ready, and its state; empty when everything is."""
+    try:
+        served = catalog.bases(serve=True)
+    except SQLAlchemyError:
+        return {"database": "unreachable"}
+    states = engines.states()
+    return {
+        f"engine {base.name}": states[base.name].state if base.name in states else "absent"
+        for base in served
+        if not is_ready(engines, base.name)
+    }
+
+
+def is_ready(engines: Engines, base: str) -> bool:
+    """Whether the engine of a base takes requests."""
+    status = engines.states().get(base)
+    return status is not None and status.state == "ready"

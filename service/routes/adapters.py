@@ -1,0 +1,71 @@
+"""Adapters: register, look up, delete.  Engines load them on first use."""
+
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from service.catalog import Adapter
+from service.dependencies import AdaptersDep, CatalogDep
+from service.models import split
+from service.submissions import SubmissionDep, openapi_body
+
+router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+
+
+class AdapterObject(BaseModel):
+    """`id` is what requests put in their `model` field."""
+
+    id: str
+    object: Literal["adapter"] = "adapter"
+    created: int
+    name: str
+    base: str
+    rank: int
+    digest: str
+
+    @classmethod
+    def of(cls, adapter: Adapter) -> "AdapterObject":
+        return cls(
+            id=adapter.model,
+            created=adapter.created,
+            name=adapter.name,
+            base=adapter.base,
+            rank=adapter.rank,
+            digest=adapter.digest,
+        )
+
+
+class AdapterList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[AdapterObject]
+
+
+class Deleted(BaseModel):
+    id: str
+    object: Literal["adapter"] = "adapter"
+    deleted: Literal[True] = True
+
+
+@router.post("", status_code=201, openapi_extra=openapi_body())
+def register_adapter(submission: SubmissionDep, adapters: AdaptersDep) -> AdapterObject:
+    """Register a PEFT directory on the server's disk, or upload the files of one."""
+    return AdapterObject.of(adapters.register(submission))
+
+
+@router.get("")
+def list_adapters(catalog: CatalogDep, base: str | None = None) -> AdapterList:
+    """List the adapters, of one base or of all."""
+    return AdapterList(data=[AdapterObject.of(adapter) for adapter in catalog.adapters(base)])
+
+
+@router.get("/{id}")
+def get_adapter(id: str, catalog: CatalogDep) -> AdapterObject:
+    """Look one adapter up by its id, BASE+ADAPTER."""
+    return AdapterObject.of(catalog.adapter(*split(id)))
+
+
+@router.delete("/{id}")
+async def delete_adapter(id: str, adapters: AdaptersDep) -> Deleted:
+    """Unload an adapter and forget it."""
+    return Deleted(id=(await adapters.delete(*split(id))).model)

@@ -1,0 +1,106 @@
+"""Bases: checkpoints on the server's disk, and the slim ones that pruning jobs published."""
+
+from pathlib import Path
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from pruning.recipe import Name
+from service import bases
+from service.catalog import Base
+from service.dependencies import CatalogDep, EnginesDep
+from service.engines import Engines
+from service.readiness import is_ready
+
+router = APIRouter(prefix="/v1/bases", tags=["bases"])
+
+
+class NewBase(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name
+    path: Path = Field(description="absolute directory on the server's disk; it is not copied")
+    serve: bool = Field(True, description="start an engine for it")
+
+
+class BaseChange(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    serve: bool
+
+
+class BaseObject(BaseModel):
+    """`parent` and `artifact` are those of a slim base."""
+
+    id: str
+    object: Literal["base"] = "base"
+    created: int
+    path: str
+    digest: str
+    family: str
+    parameters: int
+    layers: int
+    parent: str | None
+    artifact: str | None
+    serve: bool
+    ready: bool
+
+    @classmethod
+    def of(cls, base: Base, engines: Engines) -> "BaseObject":
+        return cls(
+            id=base.name,
+            created=base.created,
+            path=str(base.path),
+            digest=base.digest,
+            family=base.geometry.family,
+            parameters=base.geometry.parameters,
+            layers=len(base.geometry.layers),
+            parent=base.parent,
+            artifact=base.artifact,
+            serve=base.serve,
+            ready=is_ready(engines, base.name),
+        )
+
+
+class BaseList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[BaseObject]
+
+
+class Deleted(BaseModel):
+    id: str
+    object: Literal["base"] = "base"
+    deleted: Literal[True] = True
+
+
+@router.post("", status_code=201)
+def register_base(new: NewBase, catalog: CatalogDep, engines: EnginesDep) -> BaseObject:
+    """Register a checkpoint: config.json, safetensors weights and a tokenizer in one directory."""
+    return BaseObject.of(bases.register(catalog, new.name, new.path, new.serve), engines)
+
+
+@router.get("")
+def list_bases(catalog: CatalogDep, engines: EnginesDep) -> BaseList:
+    """List all bases, served or not."""
+    return BaseList(data=[BaseObject.of(base, engines) for base in catalog.bases()])
+
+
+@router.get("/{id}")
+def get_base(id: str, catalog: CatalogDep, engines: EnginesDep) -> BaseObject:
+    """Look one base up."""
+    return BaseObject.of(catalog.base(id), engines)
+
+
+@router.patch("/{id}")
+def change_base(
+    id: str, change: BaseChange, catalog: CatalogDep, engines: EnginesDep
+) -> BaseObject:
+    """Start or stop serving a base."""
+    return BaseObject.of(catalog.set_serve(id, change.serve), engines)
+
+
+@router.delete("/{id}")
+def delete_base(id: str, catalog: CatalogDep) -> Deleted:
+    """Forget a base that nothing depends on; its directory stays on disk."""
+    return Deleted(id=catalog.delete_base(id).name)

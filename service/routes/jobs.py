@@ -1,0 +1,90 @@
+"""Pruning jobs: create, look up, follow, cancel, in the manner of OpenAI's fine-tuning jobs."""
+
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Annotated, Literal
+
+import anyio
+from anyio import to_thread
+from fastapi import APIRouter, Header, Query
+from fastapi.responses import FileResponse, Response, StreamingResponse
+
+from pruning.recipe import Recipe
+from service.dependencies import JobsDep
+from service.job_objects import Job, JobEvent, Page
+from service.jobs import Jobs
+
+router = APIRouter(prefix="/v1/pruning/jobs", tags=["jobs"])
+
+Limit = Annotated[int, Query(ge=1, le=100)]
+Key = Annotated[str | None, Header(min_length=1, max_length=255)]
+
+_POLL_SECONDS = 0.5
+_HEARTBEAT_SECONDS = 15.0
+
+
+@router.post("")
+def create(recipe: Recipe, jobs: JobsDep, idempotency_key: Key = None) -> Job:
+    """Prune a base and carry its adapters; the same Idempotency-Key again is the same job."""
+    return jobs.create(recipe, idempotency_key)
+
+
+@router.get("")
+def list_jobs(jobs: JobsDep, limit: Limit = 20, after: str | None = None) -> Page[Job]:
+    """Jobs, newest first."""
+    return jobs.list(limit, after)
+
+
+@router.get("/{id}")
+def get(id: str, jobs: JobsDep) -> Job:
+    """A job as it stands."""
+    return jobs.get(id)
+
+
+@router.get("/{id}/events", response_model=Page[JobEvent])
+def events(
+    id: str,
+    jobs: JobsDep,
+    limit: Limit = 20,
+    after: str | None = None,
+    stream: bool = False,
+    accept: Annotated[str, Header()] = "",
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Page[JobEvent] | StreamingResponse:
+    """What happened to a job, oldest first; with `stream`, as server-sent events until it ends."""
+    if not stream and "text/event-stream" not in accept:
+        return jobs.events(id, limit, after)
+    after = last_event_id or after
+    jobs.events(id, 1, after)  # its errors are answers; once the stream runs it is too late
+    return StreamingResponse(_stream(jobs, id, after), media_type="text/event-stream")
+
+
+@router.post("/{id}/cancel")
+def cancel(id: str, jobs: JobsDep) -> Job:
+    """End a job at once; nothing of it remains."""
+    return jobs.cancel(id)
+
+
+@router.get("/{id}/report", response_class=Response)
+def report(id: str, jobs: JobsDep, format: Literal["json", "html"] = "json") -> FileResponse:
+    """What was measured before and after the cut."""
+    media_type = {"json": "application/json", "html": "text/html"}[format]
+    return FileResponse(jobs.report(id, format), media_type=media_type)
+
+
+async def _stream(jobs: Jobs, id: str, after: str | None) -> AsyncIterator[str]:
+    silent = 0.0
+    while True:
+        has_ended = (await to_thread.run_sync(jobs.get, id)).has_ended
+        page = await to_thread.run_sync(partial(jobs.events, id, limit=100, after=after))
+        for event in page.data:
+            yield f"id: {event.id}\ndata: {event.model_dump_json()}\n\n"
+        if has_ended and not page.has_more:
+            break
+        silent = 0.0 if page.data else silent + _POLL_SECONDS
+        if silent >= _HEARTBEAT_SECONDS:
+            yield ": still there\n\n"
+            silent = 0.0
+        after = page.last_id or after
+        await anyio.sleep(_POLL_SECONDS)
+    yield "data: [DONE]\n\n"

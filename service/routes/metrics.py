@@ -1,0 +1,14 @@
+"""Metrics, for Prometheus to scrape."""
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from service.dependencies import EnginesDep, JobsDep, MetricsDep
+
+router = APIRouter(tags=["metrics"])
+
+
+@router.get("/metrics")
+async def metrics(engines: EnginesDep, jobs: JobsDep, own: MetricsDep) -> Response:
+    """The gateway's metrics, jobs by status, and every engine's metrics labelled with its base."""
+    return Response(await own.exposition(engines, jobs), media_type=CONTENT_TYPE_LATEST)

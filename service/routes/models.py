@@ -1,0 +1,53 @@
+"""Models, as OpenAI's clients list them: every served base, and its adapters below it."""
+
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from service.dependencies import CatalogDep, EnginesDep
+from service.engines import Engines
+from service.models import Model, resolve, served
+from service.readiness import is_ready
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+class ModelObject(BaseModel):
+    """`root` is the digest of the content; `parent` of an adapter is its base."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "graftwork"
+    root: str
+    parent: str | None
+    ready: bool
+
+    @classmethod
+    def of(cls, model: Model, engines: Engines) -> "ModelObject":
+        content = model.adapter or model.base
+        return cls(
+            id=model.id,
+            created=content.created,
+            root=content.digest,
+            parent=model.base.name if model.adapter else None,
+            ready=is_ready(engines, model.base.name),
+        )
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelObject]
+
+
+@router.get("")
+def list_models(catalog: CatalogDep, engines: EnginesDep) -> ModelList:
+    """List what the `model` field of a request can name."""
+    return ModelList(data=[ModelObject.of(model, engines) for model in served(catalog)])
+
+
+@router.get("/{id}")
+def get_model(id: str, catalog: CatalogDep, engines: EnginesDep) -> ModelObject:
+    """Look one model up."""
+    return ModelObject.of(resolve(catalog, id), engines)

@@ -1,0 +1,51 @@
+"""The tables of the catalog."""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+)
+
+metadata = MetaData()
+
+bases = Table(
+    "bases",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("path", String, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("config", JSON, nullable=False),
+    Column("parent", String(63), nullable=True, index=True),
+    Column("artifact", String(64), nullable=True),
+    Column("serve", Boolean, nullable=False),
+    Column("created", BigInteger, nullable=False),
+)
+
+adapters = Table(
+    "adapters",
+    metadata,
+    Column("base", ForeignKey("bases.name"), primary_key=True),
+    Column("name", String(63), primary_key=True),
+    Column("digest", String(64), nullable=False, index=True),
+    Column("path", String, nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("created", BigInteger, nullable=False),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(29), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("path", String, nullable=False),
+    Column("filename", String(255), nullable=False),
+    Column("purpose", String(63), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created", BigInteger, nullable=False),
+)

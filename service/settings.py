@@ -1,0 +1,63 @@
+"""All settings, in one place: environment variables GRAFTWORK_*, each with a working default."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Read from the environment; nested nothing, so every name is GRAFTWORK_<FIELD>."""
+
+    model_config = SettingsConfigDict(env_prefix="GRAFTWORK_", frozen=True)
+
+    home: Path = Field(Path(".graftwork"), description="artifacts, adapters, files, sockets, logs")
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    database_url: str | None = Field(
+        None, description="catalog and jobs; SQLite below `home` when absent, or postgresql://…"
+    )
+    worker: bool = Field(True, description="let `graftwork serve` start a worker of its own")
+    stage_threads: int = Field(0, ge=0, description="threads of a job's stage; 0: all cores")
+    engine_max_loras: int = Field(8, ge=1, description="adapters active in one batch")
+    engine_max_cpu_loras: int = Field(64, ge=1, description="adapters an engine holds in memory")
+    engine_max_lora_rank: int = Field(64, ge=1)
+    engine_max_model_len: int | None = Field(None, ge=16, description="the base's own when absent")
+    engine_kv_cache_bytes: int = Field(1 << 28, ge=1 << 20, description="KV cache of a CPU engine")
+    engine_gpu_memory: float = Field(
+        0.4, gt=0, le=1, description="fraction of a GPU's memory that each engine on it takes"
+    )
+    engine_threads: int = Field(1, ge=1, description="OpenMP threads of a CPU engine")
+    engine_start_timeout: float = Field(300.0, gt=0, description="seconds until ready")
+    engine_args: str = Field("", description="further arguments for vLLM, as on its command line")
+    upload_limit_bytes: int = Field(2 << 30, ge=1 << 10, description="multipart bodies")
+    body_limit_bytes: int = Field(32 << 20, ge=1 << 10, description="all other bodies")
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL in force."""
+        if self.database_url is None:
+            return f"sqlite:///{self.home.absolute() / 'graftwork.db'}"
+        return self.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
+
+    @property
+    def artifacts(self) -> Path:
+        return self.home / "artifacts"
+
+    @property
+    def adapters(self) -> Path:
+        return self.home / "adapters"
+
+    @property
+    def files(self) -> Path:
+        return self.home / "files"
+
+    @property
+    def jobs(self) -> Path:
+        """Working directories of unfinished jobs."""
+        return self.home / "jobs"
+
+    @property
+    def run(self) -> Path:
+        """Sockets and logs of engines."""
+        return self.home / "run"
