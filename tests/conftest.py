@@ -1,0 +1,109 @@
+"""Checkpoints too small to be of use, and adapters for them: written in a blink, without torch."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from pruning.geometry import ATTENTION_LINEARS, LINEARS, Geometry
+
+# a shell's background job ignores Ctrl-C, and so would every process that a test starts
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+CONFIG: dict[str, Any] = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "head_dim": 4,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 24,
+    "tie_word_embeddings": True,
+}
+ADAPTER_CONFIG: dict[str, Any] = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "r": 2,
+    "lora_alpha": 4,
+    "target_modules": list(LINEARS),
+    "bias": "none",
+}
+
+
+def _random(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
+
+
+def _block(linear: str) -> str:
+    return "self_attn" if linear in ATTENTION_LINEARS else "mlp"
+
+
+@pytest.fixture
+def write_base() -> Callable[..., Path]:
+    """Write the files of a base, with changes to its config, into a new directory."""
+
+    def write(directory: Path, **changes: Any) -> Path:
+        config = CONFIG | changes
+        geometry = Geometry.from_config(config)
+        hidden, vocab = geometry.hidden_size, geometry.vocab_size
+        tensors = {
+            "model.embed_tokens.weight": _random(vocab, hidden),
+            "model.norm.weight": _random(hidden),
+        }
+        if not geometry.tied:
+            tensors["lm_head.weight"] = _random(vocab, hidden)
+        for layer in range(len(geometry.layers)):
+            prefix = f"model.layers.{layer}"
+            for norm in ("input_layernorm", "post_attention_layernorm"):
+                tensors[f"{prefix}.{norm}.weight"] = _random(hidden)
+            for linear in LINEARS:
+                shape = geometry.linear_shape(layer, linear)
+                assert shape is not None
+                tensors[f"{prefix}.{_block(linear)}.{linear}.weight"] = _random(*shape)
+        directory.mkdir(parents=True)
+        save_file(tensors, directory / "model.safetensors")
+        (directory / "config.json").write_text(json.dumps(config))
+        (directory / "tokenizer.json").write_text("{}")
+        return directory
+
+    return write
+
+
+@pytest.fixture
+def write_adapter() -> Callable[..., Path]:
+    """Write the files of an adapter that fits such a base, with changes to its config."""
+
+    def write(directory: Path, seed: int = 0, **changes: Any) -> Path:
+        config = ADAPTER_CONFIG | changes
+        geometry = Geometry.from_config(CONFIG)
+        rank, tensors = config["r"], {}
+        for layer in range(len(geometry.layers)):
+            for linear in LINEARS:
+                shape = geometry.linear_shape(layer, linear)
+                assert shape is not None
+                name = f"base_model.model.model.layers.{layer}.{_block(linear)}.{linear}"
+                tensors[f"{name}.lora_A.weight"] = _random(rank, shape[1]) + seed
+                tensors[f"{name}.lora_B.weight"] = _random(shape[0], rank)
+        directory.mkdir(parents=True)
+        save_file(tensors, directory / "adapter_model.safetensors")
+        (directory / "adapter_config.json").write_text(json.dumps(config))
+        return directory
+
+    return write
+
+
+@pytest.fixture
+def base_directory(tmp_path: Path, write_base: Callable[..., Path]) -> Path:
+    return write_base(tmp_path / "base")
+
+
+@pytest.fixture
+def adapter_directory(tmp_path: Path, write_adapter: Callable[..., Path]) -> Path:
+    return write_adapter(tmp_path / "adapter")

@@ -1,0 +1,126 @@
+"""Tiny random models of every supported family, with a byte tokenizer, real on disk."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from pruning.plan import LayerPlan, Plan
+from pruning.stats import Moments, Statistics
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 260,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**SHAPE, tie_word_embeddings=True),
+    "mistral": MistralConfig(**SHAPE, sliding_window=6, tie_word_embeddings=False),
+    "qwen2": Qwen2Config(**SHAPE, tie_word_embeddings=False),
+    "qwen3": Qwen3Config(**SHAPE, head_dim=8, tie_word_embeddings=True),
+    "llama with biases": LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True),
+    "mistral without window": MistralConfig(**SHAPE, sliding_window=None),
+}
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {symbol: i for i, symbol in enumerate([*alphabet, "<s>", "</s>", "<pad>", "<unk>"])}
+    tokenizer = Tokenizer(BPE(vocab, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+@pytest.fixture(scope="session")
+def dense_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory of a dense base, made on first use; its weights are far from their init."""
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            torch.manual_seed(len(name))
+            model = AutoModelForCausalLM.from_config(CONFIGS[name], dtype=torch.float32)
+            for parameter in model.parameters():
+                noise = torch.randn_like(parameter.data)
+                parameter.data += (0.3 if parameter.dim() == 1 else 0.15) * noise
+            made[name] = tmp_path_factory.mktemp("base") / name.replace(" ", "-")
+            model.save_pretrained(made[name])
+            _tokenizer().save_pretrained(made[name])
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ids() -> torch.Tensor:
+    """Token sequences longer than the sliding window; (5, 12)."""
+    return torch.randint(0, 256, (5, 12), generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture(scope="session")
+def even_plan() -> Plan:
+    """Every layer keeps two of four KV groups and 32 of 48 channels, but not the same ones."""
+    layers = [
+        LayerPlan(
+            kv_groups=tuple(sorted({i % 4, (i + 2) % 4})),
+            ffn_channels=tuple(c for c in range(48) if (c + i) % 3),
+        )
+        for i in range(4)
+    ]
+    return Plan(layers=tuple(layers))
+
+
+@pytest.fixture(scope="session")
+def uneven_plan() -> Plan:
+    """A layer without MLP, one that is gone, one without attention, and one that is narrower."""
+    return Plan(
+        layers=(
+            LayerPlan(kv_groups=(1, 2, 3), ffn_channels=()),
+            LayerPlan(kv_groups=(), ffn_channels=()),
+            LayerPlan(kv_groups=(), ffn_channels=tuple(range(0, 48, 2))),
+            LayerPlan(kv_groups=(2,), ffn_channels=tuple(range(5, 21))),
+        )
+    )
+
+
+@pytest.fixture
+def means() -> Callable[[int, int], Statistics]:
+    """Statistics with means that are not zero: (inputs of o_proj, inputs of down_proj)."""
+
+    def make(o_inputs: int, down_inputs: int) -> Statistics:
+        generator = torch.Generator().manual_seed(3)
+        widths = {"o_proj": o_inputs, "down_proj": down_inputs}
+        return Statistics(
+            {
+                (layer, linear): Moments(
+                    10,
+                    torch.randn(width, dtype=torch.float64, generator=generator),
+                    torch.ones(width, dtype=torch.float64),
+                )
+                for layer in range(4)
+                for linear, width in widths.items()
+            }
+        )
+
+    return make

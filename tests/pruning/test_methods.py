@@ -1,0 +1,63 @@
+"""The catalogue names what the code does, and refuses what it does not know."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pruning import allocators, criteria, methods, registry
+from pruning.errors import InvalidInput
+from pruning.recipe import Method
+
+PACKAGES = {"criterion": criteria, "allocator": allocators}
+
+
+@pytest.mark.parametrize("kind", ["criterion", "allocator"])
+def test_every_file_of_a_method_is_in_the_catalogue_and_the_other_way_round(kind: methods.Kind):
+    (folder,) = PACKAGES[kind].__path__
+    files = {path.stem for path in Path(folder).glob("*.py")} - {"__init__"}
+    assert files == set(methods.names(kind))
+
+
+@pytest.mark.parametrize("entry", methods.ENTRIES, ids=lambda entry: entry.name)
+def test_a_method_has_code_and_a_paper_that_its_file_cites(entry: methods.MethodEntry):
+    bind = {"criterion": registry.criterion, "allocator": registry.allocator}[entry.kind]
+    function, bound, params = bind(Method(name=entry.name))
+    module = sys.modules[function.__module__]
+    assert bound is entry
+    assert params == entry.params()
+    assert entry.paper.url in str(module.__doc__)
+    assert entry.paper.venue in str(module.__doc__)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "field", "hint"),
+    [
+        ("criterion", Method(name="tailor"), "criterion.name", "taylor"),
+        ("allocator", Method(name="taylor"), "allocator.name", "global, uniform"),
+        ("criterion", Method(name="taylor", params={"n": 1}), "criterion.params.n", "variant"),
+        (
+            "criterion",
+            Method(name="taylor", params={"variant": "third"}),
+            "criterion.params.variant",
+            "'element' or 'vector'",
+        ),
+        ("allocator", Method(name="uniform", params={"x": 1}), "allocator.params.x", "none"),
+    ],
+)
+def test_unknown_methods_and_parameters_are_refused_with_the_choices(
+    kind: methods.Kind, method: Method, field: str, hint: str
+):
+    with pytest.raises(InvalidInput) as refused:
+        methods.resolve(kind, method)
+    assert refused.value.field == field
+    assert hint in refused.value.message
+
+
+def test_what_the_gateway_checks_recipes_with_loads_no_torch():
+    script = (
+        "import sys, pruning.budget, pruning.export, pruning.methods; print('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"

@@ -1,0 +1,234 @@
+"""A gateway and its upstreams, each a real server on a real socket; only vLLM itself is not there.
+
+The upstreams are small, so that they can be told to answer late, to refuse, or to die.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from service import logs
+from service.app import create_app
+from service.engines import EngineStatus
+from service.errors import AdapterRejected, EngineUnavailable, NotFound
+from service.settings import Settings
+
+EXPOSITION = """\
+# HELP vllm:generation_tokens_total Generated tokens.
+# TYPE vllm:generation_tokens_total counter
+vllm:generation_tokens_total{engine="0",model_name="demo"} 7.0
+# HELP vllm:lora_requests_info Running adapters.
+# TYPE vllm:lora_requests_info gauge
+vllm:lora_requests_info{max_lora="8",running_lora_adapters="a,b"} 1.0
+# HELP python_info Python.
+# TYPE python_info gauge
+python_info{major="3"} 1.0
+"""
+
+
+@contextmanager
+def serving(app: Any, **where: Any) -> Iterator[uvicorn.Server]:
+    """Run an ASGI application on a thread of its own."""
+    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, **where)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        time.sleep(0.01)
+    yield server
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive(), "the server did not stop"
+
+
+class Upstream:
+    """What stands behind a base: an ASGI application that does what the prompt says."""
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[Mapping[str, str]] = []
+        self.left = threading.Event()  # a client went away before its answer was complete
+        self.healthy = True
+        paths = ("/v1/completions", "/v1/chat/completions")
+        self.app = Starlette(
+            routes=[
+                *(Route(path, self._complete, methods=["POST"]) for path in paths),
+                Route("/health", self._health),
+                Route("/metrics", lambda _request: PlainTextResponse(EXPOSITION)),
+            ]
+        )
+
+    async def _health(self, _request: Request) -> Response:
+        return Response(status_code=200 if self.healthy else 503)
+
+    async def _complete(self, request: Request) -> Response:
+        body = await request.json()
+        self.requests.append(body)
+        self.headers.append(request.headers)
+        match body.get("prompt"):
+            case "refuse":
+                error = {"message": "no", "type": "BadRequestError", "param": "n", "code": 400}
+                return JSONResponse({"error": error}, 400)
+            case "fail":
+                return JSONResponse({"error": {"message": "broken"}}, 500)
+            case "wait":
+                await self._until_left(request)
+        if body.get("stream"):
+            return StreamingResponse(self._events(body["prompt"]), media_type="text/event-stream")
+        return JSONResponse({"path": request.url.path, "echo": body})
+
+    async def _until_left(self, request: Request) -> None:
+        while not await request.is_disconnected():
+            await asyncio.sleep(0.01)
+        self.left.set()
+
+    async def _events(self, prompt: str) -> AsyncIterator[bytes]:
+        yield b'data: {"text": "\xc3\xa4"}\n\n'
+        if prompt == "die":
+            yield b'data: {"text": "half an ev'
+            raise ConnectionError("gone")
+        if prompt == "forever":
+            try:
+                while True:
+                    await asyncio.sleep(0.01)
+                    yield b": still here\n\n"
+            finally:
+                self.left.set()
+        yield b"data: {}\r\n"
+        await asyncio.sleep(0.05)
+        yield b": odd but legal\n\nda"
+        await asyncio.sleep(0.05)
+        yield b"ta: [DONE]\n\n"
+
+
+class StandInEngine:
+    """An engine whose child is an Upstream; it keeps the books of adapters itself."""
+
+    def __init__(self, name: str, socket: Path):
+        self.name = name
+        self.adapters: dict[str, Path] = {}
+        self.rejects = False
+        transport = httpx.AsyncHTTPTransport(uds=str(socket))
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://engine")
+
+    async def ensure_adapter(self, name: str, path: Path) -> None:
+        if self.rejects:
+            raise AdapterRejected(f"{name}: does not fit", param="model")
+        self.adapters[name] = path
+
+    async def unload_adapter(self, name: str) -> None:
+        self.adapters.pop(name, None)
+
+    async def metrics(self) -> str:
+        return (await self.client.get("/metrics")).text
+
+
+class StandInEngines:
+    """Engines that are ready when they are asked for, unless they are held back."""
+
+    def __init__(self, run: Path):
+        self.run = run
+        self.held: set[str] = set()
+        self.running: dict[str, StandInEngine] = {}
+
+    async def reconcile(self, desired: Mapping[str, Path]) -> None:
+        for name in desired.keys() - self.running.keys():
+            self.running[name] = StandInEngine(name, self.run / f"{name}.sock")
+        for name in self.running.keys() - desired.keys():
+            await self.running.pop(name).client.aclose()
+
+    def get(self, base: str) -> StandInEngine:
+        if base not in self.running:
+            raise NotFound(f"no engine for {base}")
+        if base in self.held:
+            raise EngineUnavailable(retry_after=7)
+        return self.running[base]
+
+    def states(self) -> dict[str, EngineStatus]:
+        return {
+            name: EngineStatus("starting" if name in self.held else "ready", None, 0, None)
+            for name in self.running
+        }
+
+    async def stop(self) -> None:
+        await self.reconcile({})
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(
+        home=tmp_path / "home",
+        engine_max_lora_rank=8,
+        upload_limit_bytes=1 << 20,
+        body_limit_bytes=1 << 16,
+    )
+
+
+@pytest.fixture
+def engines(settings: Settings) -> StandInEngines:
+    settings.run.mkdir(parents=True)
+    return StandInEngines(settings.run)
+
+
+@pytest.fixture
+def app(settings: Settings, engines: StandInEngines) -> FastAPI:
+    logs.configure()
+    return create_app(settings, engines)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def gateway(app: FastAPI) -> Iterator[httpx.Client]:
+    """A client of the running gateway."""
+    with serving(app, port=0) as server:
+        port = server.servers[0].sockets[0].getsockname()[1]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+            yield client
+
+
+@pytest.fixture
+def serve_upstream(settings: Settings) -> Callable[[str], AbstractContextManager[Upstream]]:
+    """Serve an upstream on the socket where the gateway expects the engine of a base."""
+
+    @contextmanager
+    def serve(base: str) -> Iterator[Upstream]:
+        upstream = Upstream()
+        with serving(upstream.app, uds=str(settings.run / f"{base}.sock")):
+            yield upstream
+
+    return serve
+
+
+@pytest.fixture
+def upstream(
+    serve_upstream: Callable[[str], AbstractContextManager[Upstream]],
+    demo: httpx.Client,
+) -> Iterator[Upstream]:
+    """The upstream of the base "demo"."""
+    with serve_upstream("demo") as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def demo(gateway: httpx.Client, base_directory: Path, adapter_directory: Path) -> httpx.Client:
+    """A gateway that has the base "demo", with the adapter "sql", and an engine for it."""
+    base = {"name": "demo", "path": str(base_directory)}
+    assert gateway.post("/v1/bases", json=base).status_code == 201
+    adapter = {"name": "sql", "base": "demo", "path": str(adapter_directory)}
+    assert gateway.post("/v1/adapters", json=adapter).status_code == 201
+    while gateway.get("/ready").status_code != 200:
+        time.sleep(0.02)
+    return gateway
