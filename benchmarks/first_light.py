@@ -5,8 +5,9 @@ Usage: python benchmarks/first_light.py [--quick] [--json FILE]
 Prunes the bundled model with every irregularity that a per-layer artifact can have (two head
 counts, three FFN widths, a layer without attention, one without MLP, an o_proj bias), serves it
 with its adapters and compares greedy tokens with transformers', one by one and in mixed batches;
-kills a worker in the middle of a stage and compares the digests; times the demo, the tests and the
-import of the gateway.  --quick leaves the tests out and takes fewer prompts and tokens.
+kills a worker in the middle of a stage and compares the digests; times a cancellation, the demo,
+the tests and the import of the gateway.  --quick leaves the tests out and takes fewer prompts and
+tokens.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,37 @@ def digest_of_a_job(home: Path, kill: bool) -> str:
     return job.result.artifact
 
 
+def cancel_seconds() -> float:
+    """From the request to cancel a job in `calibrate` until its process and its files are gone."""
+    with tempfile.TemporaryDirectory() as directory:
+        home = Path(directory)
+        settings = Settings(home=home, database_url=None)
+        catalog = Catalog(settings.database)
+        jobs = Jobs(settings, catalog)
+        job = jobs.create(registered(catalog))
+        with worker(home):
+            wait(jobs, job, lambda job: job.stage == "calibrate" and job.progress > 0)
+            work = settings.jobs / job.id
+            started = time.monotonic()
+            jobs.cancel(job.id)
+            while work.exists() or _runs_in(work):
+                time.sleep(0.02)
+            took = time.monotonic() - started
+        jobs.close()
+        catalog.close()
+    return round(took, 2)
+
+
+def _runs_in(work: Path) -> bool:
+    """Whether a process names the work directory of a job on its command line."""
+    needle = os.fsencode(work)
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit() and needle in (entry / "cmdline").read_bytes():
+                return True
+    return False
+
+
 def registered(catalog: Catalog) -> Recipe:
     """The bundled recipe, with everything that it names in the catalog."""
     bundled = spec(recipe())
@@ -299,6 +331,7 @@ def main() -> None:
     figures |= tokens
     print(json.dumps(figures, indent=2), flush=True)
     figures["resume_digest_equal"] = resume_digest_equal()
+    figures["cancel_seconds"] = cancel_seconds()
     figures["serve_seconds"] = serve_seconds()
     if not options.quick:
         figures["test_seconds"] = seconds(["make", "test"])

@@ -166,12 +166,15 @@ async def test_unloading_frees_the_memory_and_the_name(
 async def test_unloading_lets_a_running_request_finish(engine: Engine, adapters: dict[str, Path]):
     await engine.ensure_adapter("slim+busy@1", adapters["all"])
     body = {"model": "slim+busy@1", "prompt": [1, 2, 3], "max_tokens": 200, "ignore_eos": True}
-    running = asyncio.create_task(engine.client.post("/v1/completions", json=body))
-    await asyncio.sleep(0.3)
-    assert not running.done()
-    await engine.unload_adapter("slim+busy@1")
-    assert running.done()
-    assert (await running).json()["usage"]["completion_tokens"] == 200
+    body |= {"stream": True, "stream_options": {"include_usage": True}}
+    async with engine.client.stream("POST", "/v1/completions", json=body) as answer:
+        lines = (line.removeprefix("data: ") async for line in answer.aiter_lines() if line)
+        await anext(lines)  # it runs, and has nearly all of its tokens still to come
+        unloading = asyncio.create_task(engine.unload_adapter("slim+busy@1"))
+        *_, usage, done = [line async for line in lines]
+    await unloading
+    assert done == "[DONE]"
+    assert json.loads(usage)["usage"]["completion_tokens"] == 200
     assert (await engine.residency())["unnamed"] == 0
 
 

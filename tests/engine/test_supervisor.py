@@ -79,7 +79,7 @@ async def test_an_engine_whose_worker_is_killed_recovers_while_another_serves_on
     response = await engine.client.post("/v1/completions", json=body)
     assert response.status_code == 503
     assert int(response.headers["retry-after"]) >= 1
-    await until(lambda: not engines.ready("slim"), 10)
+    await until(lambda: not engines.ready("slim"), 30)
     with pytest.raises(EngineUnavailable) as refusal:
         engines.get("slim")
     assert refusal.value.retry_after is not None
@@ -102,7 +102,7 @@ async def test_an_engine_that_is_no_longer_wanted_leaves_nothing(
     processes = family(engines.states()[other].pid or 0)
     assert len(processes) >= 3
     await engines.reconcile({"slim": slim})
-    await until(lambda: not alive(processes), 2)  # what was killed may take a moment to go
+    await until(lambda: not alive(processes), 30)
     assert engines.ready("slim")
     with pytest.raises(NotFound):
         engines.get(other)
@@ -117,7 +117,7 @@ async def test_a_model_that_cannot_be_served_is_tried_again_and_again_with_a_rea
     engines = Engines(settings)
     try:
         await engines.reconcile({"broken": tmp_path})
-        await until(lambda: engines.states()["broken"].restarts == 1, 100)
+        await until(lambda: engines.states()["broken"].restarts == 1, 300)
         status = engines.states()["broken"]
         assert status.state == "restarting"
         assert status.failure is not None
@@ -137,8 +137,8 @@ async def test_when_the_gateway_is_killed_its_engines_die_with_it(
     )
     assert gateway.stdout is not None
     pid = int(gateway.stdout.readline())
-    await until(lambda: len(family(pid)) >= 3, 120)
+    await until(lambda: len(family(pid)) >= 3, 300)
     processes = family(pid)
     gateway.kill()
     gateway.wait()
-    await until(lambda: not alive(processes), 5)
+    await until(lambda: not alive(processes), 30)

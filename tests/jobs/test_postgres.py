@@ -69,7 +69,7 @@ def test_a_killed_workers_job_is_resumed_and_another_is_cancelled(
     dying.wait()
     site.workers.remove(dying)
     assert gateway.post(f"/v1/pruning/jobs/{second}/cancel").json()["status"] == "cancelled"
-    eventually(lambda: len(site.work_directories()) == 1, "the cancelled job is gone", seconds=2)
+    eventually(lambda: len(site.work_directories()) == 1, "the cancelled job is gone")
     assert living.poll() is None
     site.release("slice")
     site.start_worker()

@@ -41,7 +41,7 @@ def test_killed_in_every_stage_the_artifact_is_that_of_an_undisturbed_run(
         eventually(lambda stage=stage: site.stages()[-1:] == [stage], f"{stage} started")
         site.kill_worker()
         pid = site.calls()[-1][1]
-        eventually(lambda pid=pid: is_gone(pid), f"{stage} died with its worker", seconds=2)
+        eventually(lambda pid=pid: is_gone(pid), f"{stage} died with its worker")
         site.release(stage)
     site.start_worker()
     eventually(lambda: "publish" in started(gateway, id), "publish started")
