@@ -44,6 +44,8 @@ def check(geometry: Geometry, recipe: Recipe) -> None:
     """
     methods.resolve("criterion", recipe.criterion)
     methods.resolve("allocator", recipe.allocator)
+    for method in recipe.recovery:
+        methods.resolve("recovery", method)
     if len(set(geometry.layers)) > 1:
         raise InvalidInput("base", "layers differ in width: it is slim already; give a dense base")
     _check_blocks(geometry, recipe)

@@ -16,10 +16,10 @@ WORKFLOW = "prune"
 PUBLICATION = "publish"
 EVENTS = "events"  # the stream of a job's events
 PROGRESS = "progress"  # the latest progress, as a DBOS event
-VERSION = "1"  # of the workflows' steps: a job resumes only where it means the same steps
+VERSION = "2"  # of the workflows' steps: a job resumes only where it means the same steps
 SERIALIZER = DBOSPortableJSONSerializer()
 
-STAGES = ("calibrate", "plan", "slice", "carry", "evaluate", "publish")
+STAGES = ("calibrate", "plan", "slice", "recover", "carry", "evaluate", "publish")
 
 
 class Event(TypedDict):

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pruning.errors import InvalidInput
 from pruning.recipe import Method
 
-Kind = Literal["criterion", "allocator"]
+Kind = Literal["criterion", "allocator", "recovery"]
 Statistic = Literal["input_moments", "saliency"]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pruning import budget
 from pruning.adapters.carry import Cut, carry
@@ -20,7 +21,15 @@ from pruning.methods import Statistic, resolve
 from pruning.plan import Plan
 from pruning.progress import Progress
 from pruning.recipe import PruneSpec
-from pruning.registry import LayerScores, LayerView, allocator, criterion
+from pruning.registry import (
+    LayerScores,
+    LayerView,
+    RecoveryContext,
+    allocator,
+    criterion,
+    recovery,
+)
+from pruning.repair import repair
 from pruning.reports.measure import measure
 from pruning.reports.page import render
 from pruning.slicing import slice_base
@@ -40,9 +49,9 @@ def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     check_length(checkpoint.config, recipe.evaluation, "evaluation")
     entry, _ = resolve("criterion", recipe.criterion)
     means: set[Statistic] = {"input_moments"} if recipe.bias_compensation else set()
-    tokenizer = load_tokenizer(spec.base)
-    ids = calibration_ids(tokenizer, spec.calibration, recipe.calibration, recipe.seed)
-    statistics = collect(checkpoint, ids, entry.needs | means, out, progress)
+    repairs = (resolve("recovery", method)[0].needs for method in recipe.recovery)
+    needs = means.union(entry.needs, *repairs)
+    statistics = collect(checkpoint, _calibration_ids(spec), needs, out, progress)
     statistics.save(out / "statistics.safetensors")
 
 
@@ -74,6 +83,25 @@ def slice_(spec: PruneSpec, work: Path, progress: Progress) -> None:
     slice_base(checkpoint, chosen, config, _statistics(work), out / "model", progress)
 
 
+def recover(spec: PruneSpec, work: Path, progress: Progress) -> None:
+    """Repair the slim base; an attempt that was killed is taken up where it was."""
+    out = _begin(work, "recover")
+    if not spec.recipe.recovery:
+        return
+    whole = RecoveryContext(
+        spec,
+        Checkpoint(spec.base),
+        _plan(work),
+        _statistics(work),
+        _calibration_ids(spec),
+        source=work / "slice" / "model",
+        destination=out / "model",
+        state=work / "recover.state",
+    )
+    bound = [recovery(method) for method in spec.recipe.recovery]
+    repair([(method, params) for method, _, params in bound], whole, progress)
+
+
 def carry_(spec: PruneSpec, work: Path, progress: Progress) -> None:
     """Carry every adapter through the plan."""
     out = _begin(work, "carry")
@@ -97,6 +125,7 @@ STAGES: dict[str, Stage] = {
     "calibrate": calibrate,
     "plan": plan,
     "slice": slice_,
+    "recover": recover,
     "carry": carry_,
     "evaluate": evaluate,
 }
@@ -110,6 +139,11 @@ def _begin(work: Path, stage: str) -> Path:
     shutil.rmtree(work / stage, ignore_errors=True)
     (work / stage).mkdir()
     return work / stage
+
+
+def _calibration_ids(spec: PruneSpec) -> Tensor:
+    recipe, tokenizer = spec.recipe, load_tokenizer(spec.base)
+    return calibration_ids(tokenizer, spec.calibration, recipe.calibration, recipe.seed)
 
 
 def _statistics(work: Path) -> Statistics:

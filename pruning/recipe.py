@@ -71,6 +71,9 @@ class Recipe(_Frozen):
         description="uniform: a stock config that any tool loads, an error where layers differ; "
         "per_layer: our slim class; auto: uniform where the plan allows it",
     )
+    recovery: tuple[Method, ...] = Field(
+        (), description="what repairs the slim base, one method after the other"
+    )
     calibration: Text
     evaluation: Text
     seed: int = Field(0, ge=0)

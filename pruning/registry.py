@@ -3,19 +3,23 @@
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 from torch import Tensor
 
+from pruning.checkpoint import Checkpoint
 from pruning.geometry import Geometry
 from pruning.methods import Kind, MethodEntry, Params, resolve
 from pruning.plan import Plan
-from pruning.recipe import Method, Recipe
+from pruning.progress import Progress
+from pruning.recipe import Method, PruneSpec, Recipe
 from pruning.stats import Statistics
 
 _PACKAGES: Mapping[Kind, str] = {
     "criterion": "pruning.criteria",
     "allocator": "pruning.allocators",
+    "recovery": "pruning.recovery",
 }
 
 
@@ -57,6 +61,26 @@ class Allocator(Protocol):
     ) -> Plan: ...
 
 
+@dataclass(frozen=True)
+class RecoveryContext:
+    """What a recovery method works with; all directories are on one disk."""
+
+    spec: PruneSpec
+    checkpoint: Checkpoint  # the dense base
+    plan: Plan
+    statistics: Statistics
+    ids_ST: Tensor  # the calibration sequences; (sequences, tokens), int64
+    source: Path  # the slim base so far
+    destination: Path  # where the repaired one goes; there is nothing yet
+    state: Path  # a directory that a kill leaves as it is: what is found there was done
+
+
+class Recovery(Protocol):
+    """Writes a repaired slim base, complete and servable; killed and run again, the same bytes."""
+
+    def __call__(self, context: RecoveryContext, params: Any, progress: Progress) -> None: ...
+
+
 def criterion(method: Method) -> tuple[Criterion, MethodEntry, Params]:
     """The code of a criterion, its entry and its parameters.  Raises InvalidInput."""
     entry, params = resolve("criterion", method)
@@ -67,6 +91,12 @@ def allocator(method: Method) -> tuple[Allocator, MethodEntry, Params]:
     """The code of an allocator, its entry and its parameters.  Raises InvalidInput."""
     entry, params = resolve("allocator", method)
     return cast(Allocator, _module(entry).allocate), entry, params
+
+
+def recovery(method: Method) -> tuple[Recovery, MethodEntry, Params]:
+    """The code of a recovery method, its entry and its parameters.  Raises InvalidInput."""
+    entry, params = resolve("recovery", method)
+    return cast(Recovery, _module(entry).recover), entry, params
 
 
 def _module(entry: MethodEntry) -> Any:

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 from pruning.artifacts import Parents, seal
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
+from pruning.outputs import slim_base
 from pruning.progress import Progress
 from pruning.recipe import PruneSpec
 
@@ -35,7 +36,7 @@ def assemble(spec: PruneSpec, work: Path, progress: Progress) -> None:
     draft = work / "publish"
     draft.mkdir()
     progress(0.0, "collecting files")
-    shutil.copytree(work / "slice" / "model", draft / "model", copy_function=os.link)
+    shutil.copytree(slim_base(spec, work), draft / "model", copy_function=os.link)
     if (work / "carry" / "adapters").is_dir():
         shutil.copytree(work / "carry" / "adapters", draft / "adapters", copy_function=os.link)
     for file in ("plan/plan.json", "evaluate/report.json", "evaluate/report.html"):

@@ -1,0 +1,1 @@
+"""One file per recovery method: what repairs a slim base."""

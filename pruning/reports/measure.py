@@ -16,6 +16,7 @@ from pruning.checkpoint import Checkpoint
 from pruning.evaluation import Example, Windows
 from pruning.geometry import Geometry
 from pruning.methods import resolve
+from pruning.outputs import slim_base
 from pruning.plan import Plan
 from pruning.progress import Progress, part
 from pruning.recipe import PruneSpec
@@ -33,13 +34,13 @@ from pruning.reports.report import (
 from pruning.text import load_tokenizer
 
 PACKAGES = ("graftwork", "torch", "transformers", "peft", "safetensors", "numpy")
-EARLIER_STAGES = ("calibrate", "plan", "slice", "carry")
+EARLIER_STAGES = ("calibrate", "plan", "slice", "recover", "carry")
 
 
 def measure(spec: PruneSpec, work: Path, plan: Plan, progress: Progress) -> Report:
     """Run both bases over the held-out text, and over the rows of each adapter that has some."""
     started = time.monotonic()
-    dense, model = Checkpoint(spec.base), work / "slice" / "model"
+    dense, model = Checkpoint(spec.base), slim_base(spec, work)
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     slim = Geometry.from_config(config)
     data = _data(spec, dense)
@@ -62,6 +63,7 @@ def measure(spec: PruneSpec, work: Path, plan: Plan, progress: Progress) -> Repo
         methods=(
             cite(resolve("criterion", spec.recipe.criterion)[0]),
             cite(resolve("allocator", spec.recipe.allocator)[0]),
+            *(cite(resolve("recovery", method)[0]) for method in spec.recipe.recovery),
         ),
         versions={"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES},

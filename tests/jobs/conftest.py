@@ -75,6 +75,10 @@ def slice(spec, work, out):
     (out / "model" / "kept").write_bytes((work / "plan" / "plan.json").read_bytes())
 
 
+def recover(spec, work, out):
+    pass
+
+
 def carry(spec, work, out):
     for name, path in spec.adapters.items():
         shutil.copytree(path, out / "adapters" / name)
@@ -86,7 +90,8 @@ def evaluate(spec, work, out):
     (out / "report.html").write_text("<h1>Report</h1>")
 
 
-STAGES = {name: stage(name) for name in ("calibrate", "plan", "slice", "carry", "evaluate")}
+NAMES = ("calibrate", "plan", "slice", "recover", "carry", "evaluate")
+STAGES = {name: stage(name) for name in NAMES}
 """
 
 WORKER = """
@@ -119,8 +124,9 @@ class Site:
 
     def start_worker(self, pipeline: str = "held_pipeline") -> subprocess.Popen[bytes]:
         """A worker process, as `graftwork worker` would be."""
-        folder = str(self.orders.parent)
-        environment = {**os.environ, "ORDERS": str(self.orders), "PYTHONPATH": folder}
+        inherited = os.environ.get("PYTHONPATH")
+        folders = os.pathsep.join(filter(None, [str(self.orders.parent), inherited]))
+        environment = {**os.environ, "ORDERS": str(self.orders), "PYTHONPATH": folders}
         arguments = [self.settings.database, str(self.settings.home), pipeline]
         command = [sys.executable, "-c", WORKER, *arguments]
         worker = subprocess.Popen(command, env=environment, process_group=0)

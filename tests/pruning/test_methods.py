@@ -6,14 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from pruning import allocators, criteria, methods, registry
+from pruning import allocators, criteria, methods, recovery, registry
 from pruning.errors import InvalidInput
 from pruning.recipe import Method
 
-PACKAGES = {"criterion": criteria, "allocator": allocators}
+PACKAGES = {"criterion": criteria, "allocator": allocators, "recovery": recovery}
+BIND = {
+    "criterion": registry.criterion,
+    "allocator": registry.allocator,
+    "recovery": registry.recovery,
+}
 
 
-@pytest.mark.parametrize("kind", ["criterion", "allocator"])
+@pytest.mark.parametrize("kind", list(PACKAGES))
 def test_every_file_of_a_method_is_in_the_catalogue_and_the_other_way_round(kind: methods.Kind):
     (folder,) = PACKAGES[kind].__path__
     files = {path.stem for path in Path(folder).glob("*.py")} - {"__init__"}
@@ -22,8 +27,7 @@ def test_every_file_of_a_method_is_in_the_catalogue_and_the_other_way_round(kind
 
 @pytest.mark.parametrize("entry", methods.ENTRIES, ids=lambda entry: entry.name)
 def test_a_method_has_code_and_a_paper_that_its_file_cites(entry: methods.MethodEntry):
-    bind = {"criterion": registry.criterion, "allocator": registry.allocator}[entry.kind]
-    function, bound, params = bind(Method(name=entry.name))
+    function, bound, params = BIND[entry.kind](Method(name=entry.name))
     module = sys.modules[function.__module__]
     assert bound is entry
     assert params == entry.params()
@@ -44,6 +48,7 @@ def test_a_method_has_code_and_a_paper_that_its_file_cites(entry: methods.Method
             "'element' or 'vector'",
         ),
         ("allocator", Method(name="uniform", params={"x": 1}), "allocator.params.x", "none"),
+        ("recovery", Method(name="rest"), "recovery.name", "there is no recovery 'rest'"),
     ],
 )
 def test_unknown_methods_and_parameters_are_refused_with_the_choices(

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
 from pruning.geometry import LINEARS, Geometry
+from pruning.outputs import slim_base
 from pruning.pipeline import STAGES
 from pruning.recipe import PruneSpec, Recipe
 from pruning.reports.report import Report
@@ -100,6 +101,13 @@ def test_a_stage_that_is_run_again_replaces_what_an_attempt_left(spec: Any, tmp_
     (work / "slice" / "leftover").touch()
     run(asked, work, ["slice"])
     assert tree_digest(work / "slice") == before
+
+
+def test_without_recovery_the_slim_base_is_the_one_that_was_cut(spec: Any, tmp_path: Path):
+    asked = spec()
+    work = run(asked, tmp_path / "work", ["calibrate", "plan", "slice", "recover"])
+    assert list((work / "recover").iterdir()) == []
+    assert slim_base(asked, work) == work / "slice" / "model"
 
 
 def test_the_report_says_what_was_cut_and_what_it_cost(spec: Any, tmp_path: Path):

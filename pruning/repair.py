@@ -1,0 +1,59 @@
+"""Repairs a slim base with the methods of a recipe, one after the other.
+
+A kill costs little: what a method finished, and the state it kept of what it had begun, are found
+again by the digest of all that they depend on, and go when the whole is done.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+from pruning.digest import listing_digest, tree_digest
+from pruning.methods import Params
+from pruning.progress import Progress, part
+from pruning.registry import Recovery, RecoveryContext
+
+Step = tuple[Recovery, Params]
+
+
+def repair(steps: Sequence[Step], whole: RecoveryContext, progress: Progress) -> None:
+    """Run `steps` from `whole.source` to `whole.destination`; `whole.state` is gone afterwards."""
+    kept = whole.state / _identity(whole)
+    _forget_others(kept)
+    source = whole.source
+    for i, step in enumerate(steps):
+        share = part(progress, i / len(steps), (i + 1) / len(steps))
+        source = _run(step, replace(whole, source=source, state=kept / str(i)), share)
+    shutil.copytree(source, whole.destination, copy_function=os.link)
+    shutil.rmtree(whole.state)
+
+
+def _run(step: Step, context: RecoveryContext, progress: Progress) -> Path:
+    """The base that a step makes; made only once."""
+    recover, params = step
+    model, draft, state = (context.state / name for name in ("model", "draft", "state"))
+    if not model.exists():
+        shutil.rmtree(draft, ignore_errors=True)
+        state.mkdir(parents=True, exist_ok=True)
+        recover(replace(context, destination=draft, state=state), params, progress)
+        draft.rename(model)
+    return model
+
+
+def _identity(context: RecoveryContext) -> str:
+    depends = {
+        "spec": context.spec.model_dump_json(),
+        "slim base": tree_digest(context.source),
+        "versions": json.dumps([version("graftwork"), version("torch")]),
+    }
+    return listing_digest(depends)
+
+
+def _forget_others(kept: Path) -> None:
+    for other in kept.parent.glob("*"):
+        if other != kept:
+            shutil.rmtree(other)
