@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pruning.errors import InvalidInput
 from pruning.recipe import Method
@@ -40,6 +40,33 @@ class GlobalParams(Params):
     # standardize: zero mean and unit deviation per layer and kind, as FLAP does before ranking;
     # auto: where the criterion's scores of different layers are not on one scale
     normalize: Literal["auto", "none", "standardize"] = "auto"
+
+
+class TrainingParams(Params):
+    """What every trained recovery has; a check takes the held-out loss."""
+
+    tokens: int = Field(200_000, ge=1)  # to train on, in whole sequences
+    learning_rate: float = Field(1e-3, gt=0)  # the highest
+    batch: int = Field(8, ge=1)  # sequences
+    warmup: float = Field(0.1, ge=0, le=1)  # of the steps
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)  # of the gradient's norm
+    held_out: float = Field(0.05, gt=0, lt=1)  # of the training sequences
+    checks: int = Field(20, ge=1)
+    patience: int = Field(5, ge=1)  # checks without a better loss before it stops early
+
+
+class DistillParams(TrainingParams):
+    temperature: float = Field(1.0, gt=0)
+
+
+class LoraParams(TrainingParams):
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0)
+
+
+class LoraDistillParams(LoraParams, DistillParams):
+    pass
 
 
 @dataclass(frozen=True)
@@ -129,6 +156,54 @@ ENTRIES = (
             "https://arxiv.org/abs/2209.14624",
         ),
         params=GlobalParams,
+    ),
+    MethodEntry(
+        "recovery",
+        "distill",
+        "all weights of the body, trained towards the dense base's distributions",
+        Paper(
+            "Hinton et al.",
+            "Distilling the Knowledge in a Neural Network",
+            "2015",
+            "https://arxiv.org/abs/1503.02531",
+        ),
+        params=DistillParams,
+    ),
+    MethodEntry(
+        "recovery",
+        "lora",
+        "LoRA on every linear, trained on text and merged (LLM-Pruner)",
+        Paper(
+            "Ma et al.",
+            "LLM-Pruner: On the Structural Pruning of Large Language Models",
+            "NeurIPS 2023",
+            "https://arxiv.org/abs/2305.11627",
+        ),
+        params=LoraParams,
+    ),
+    MethodEntry(
+        "recovery",
+        "lora_distill",
+        "LoRA on every linear, trained towards the dense base's distributions and merged",
+        Paper(
+            "Hinton et al.",
+            "Distilling the Knowledge in a Neural Network",
+            "2015",
+            "https://arxiv.org/abs/1503.02531",
+        ),
+        params=LoraDistillParams,
+    ),
+    MethodEntry(
+        "recovery",
+        "norms",
+        "norms and biases alone, trained on text (PERP)",
+        Paper(
+            "Zimmer et al.",
+            "PERP: Rethinking the Prune-Retrain Paradigm in the Era of LLMs",
+            "arXiv 2023",
+            "https://arxiv.org/abs/2312.15230",
+        ),
+        params=TrainingParams,
     ),
 )
 CATALOGUE: dict[tuple[Kind, str], MethodEntry] = {(e.kind, e.name): e for e in ENTRIES}

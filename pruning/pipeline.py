@@ -46,6 +46,8 @@ def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     recipe, checkpoint = spec.recipe, Checkpoint(spec.base)
     budget.check(checkpoint.geometry, recipe)
     check_length(checkpoint.config, recipe.calibration, "calibration")
+    if recipe.training:
+        check_length(checkpoint.config, recipe.training, "training")
     check_length(checkpoint.config, recipe.evaluation, "evaluation")
     entry, _ = resolve("criterion", recipe.criterion)
     means: set[Statistic] = {"input_moments"} if recipe.bias_compensation else set()

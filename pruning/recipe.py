@@ -9,6 +9,9 @@ NAME = r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$"  # of bases and adapters: no '/', '+
 Name = Annotated[str, Field(pattern=NAME)]
 
 
+MOST_SEQUENCES = 65536
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,7 +27,7 @@ class Text(_Frozen):
     """Text cut into sequences of tokens: what calibrates or measures a model."""
 
     file: str = Field(description="id of an uploaded file (plain text, UTF-8)")
-    sequences: int = Field(128, ge=1, le=65536)
+    sequences: int = Field(128, ge=1, le=MOST_SEQUENCES)
     length: int = Field(256, ge=8, le=131072, description="tokens per sequence")
 
 
@@ -75,6 +78,9 @@ class Recipe(_Frozen):
         (), description="what repairs the slim base, one method after the other"
     )
     calibration: Text
+    training: Text | None = Field(
+        None, description="what recovery trains on; all of the calibration text if not given"
+    )
     evaluation: Text
     seed: int = Field(0, ge=0)
 
@@ -86,4 +92,5 @@ class PruneSpec(_Frozen):
     base: Path
     adapters: dict[str, Path]
     calibration: Path
+    training: Path | None = None
     evaluation: Path

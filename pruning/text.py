@@ -32,18 +32,20 @@ def token_stream(tokenizer: Tokenizer, path: Path, field: str) -> list[int]:
     return ids
 
 
-def calibration_ids(tokenizer: Tokenizer, path: Path, text: Text, seed: int) -> Tensor:
+def calibration_ids(
+    tokenizer: Tokenizer, path: Path, text: Text, seed: int, field: str = "calibration"
+) -> Tensor:
     """At most `text.sequences` sequences, drawn without overlap and in order; (S, length) int64.
 
     Each opens with the bos token where the tokenizer has one, as in use.
     """
-    stream = token_stream(tokenizer, path, "calibration")
+    stream = token_stream(tokenizer, path, field)
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     body = text.length - len(bos)
     num_sequences = len(stream) // body
     if not num_sequences:
         raise InvalidInput(
-            "calibration.length", f"the text has only {len(stream)} tokens; give more or less"
+            f"{field}.length", f"the text has only {len(stream)} tokens; give more or less"
         )
     count = min(text.sequences, num_sequences)
     chosen = sorted(random.Random(seed).sample(range(num_sequences), count))

@@ -1,11 +1,12 @@
 """From a recipe, which speaks in names, to a spec, which a worker can run: resolved and checked."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from pruning import budget
 from pruning.errors import InvalidInput
-from pruning.recipe import PruneSpec, Recipe
+from pruning.recipe import PruneSpec, Recipe, Text
 from service.catalog import Catalog
 from service.errors import Conflict, NotFound
 
@@ -31,14 +32,18 @@ def resolve(recipe: Recipe, catalog: Catalog) -> PruneSpec:
             raise InvalidInput(
                 "adapters", f"base {base.name!r} has no adapter {name!r}; it has: {known}"
             )
-    calibration, evaluation = recipe.calibration.file, recipe.evaluation.file
     return PruneSpec(
         recipe=recipe,
         base=base.path.absolute(),
         adapters={name: registered[name].absolute() for name in names},
-        calibration=_known("calibration.file", lambda: catalog.file(calibration)).path.absolute(),
-        evaluation=_known("evaluation.file", lambda: catalog.file(evaluation)).path.absolute(),
+        calibration=_path(recipe.calibration, "calibration", catalog),
+        training=_path(recipe.training, "training", catalog) if recipe.training else None,
+        evaluation=_path(recipe.evaluation, "evaluation", catalog),
     )
+
+
+def _path(text: Text, purpose: str, catalog: Catalog) -> Path:
+    return _known(f"{purpose}.file", lambda: catalog.file(text.file)).path.absolute()
 
 
 def _known(field: str, find: Callable[[], Found]) -> Found:

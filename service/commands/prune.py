@@ -13,7 +13,7 @@ from service.commands.failure import CommandFailed, problems
 from service.commands.follow import conclude, follow
 
 _UPLOADED = re.compile(r"file-[0-9a-f]{24}")
-_TEXTS = ("calibration", "evaluation")
+_TEXTS = ("calibration", "training", "evaluation")
 
 
 def prune(url: str, path: Path, wait: bool) -> None:
@@ -46,7 +46,7 @@ def submit(client: Client, recipe: Recipe, folder: Path) -> Json:
     paths = {
         text: folder / body[text]["file"]
         for text in _TEXTS
-        if not _UPLOADED.fullmatch(body[text]["file"])
+        if body[text] and not _UPLOADED.fullmatch(body[text]["file"])
     }
     for text, path in paths.items():
         if not path.is_file():

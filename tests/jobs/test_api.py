@@ -27,6 +27,7 @@ def error(answer):
         ({"allocator": {"name": "guess"}}, "allocator.name"),
         ({"recovery": [{"name": "guess"}]}, "recovery.name"),
         ({"calibration": {"file": "file-none"}}, "calibration.file"),
+        ({"training": {"file": "file-none"}}, "training.file"),
         ({"evaluation": {"file": "file-none"}}, "evaluation.file"),
         ({"floors": {"kv_groups": 9}}, "floors.kv_groups"),
     ],

@@ -155,6 +155,14 @@ def test_a_recipe_is_submitted_with_its_texts_uploaded(run: Run, tiny: None, wri
     assert json.loads(run("jobs", "show", job["id"]).stdout)["id"] == job["id"]
 
 
+def test_a_training_text_is_uploaded_as_well(run: Run, tiny: None, write_recipe: Any):
+    training = {"file": "words.txt", "sequences": 2, "length": 8}
+    submitted = run("prune", write_recipe(training=training))
+    assert submitted.exit_code == 0, submitted.output
+    (job,) = json.loads(run("jobs", "list", "--json").stdout)
+    assert job["recipe"]["training"]["file"] == job["recipe"]["calibration"]["file"]
+
+
 def test_a_queued_job_is_cancelled_and_its_events_end(run: Run, tiny: None, write_recipe: Any):
     id = run("prune", write_recipe()).stdout.splitlines()[0]
     assert run("jobs", "cancel", id).stdout == f"{id}: cancelled\n"

@@ -1,0 +1,27 @@
+"""LoRA as a way to train: factors on every linear of the body, and their sum in the weights.
+
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022,
+https://arxiv.org/abs/2106.09685.
+"""
+
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+
+from pruning.geometry import LINEARS
+from pruning.methods import LoraParams
+
+
+def with_lora(model: Any, params: LoraParams, seed: int) -> Any:
+    """The model with new factors, B zero and A drawn by the seed; nothing else can be trained."""
+    torch.manual_seed(seed)
+    config = LoraConfig(r=params.rank, lora_alpha=params.alpha, target_modules=list(LINEARS))
+    return get_peft_model(model, config)
+
+
+def merged(model: Any) -> dict[str, Tensor]:
+    """The tensors of the base with W + (alpha / rank) · B · A in the place of each W."""
+    tensors: dict[str, Tensor] = model.merge_and_unload().state_dict()
+    return tensors
