@@ -1,6 +1,7 @@
 """Checkpoints too small to be of use, and adapters for them: written in a blink, without torch."""
 
 import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from pruning.geometry import ATTENTION_LINEARS, LINEARS, Geometry
+
+# models this small are many times slower on threads that wait for each other than on one
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # a shell's background job ignores Ctrl-C, and so would every process that a test starts
 signal.signal(signal.SIGINT, signal.default_int_handler)
