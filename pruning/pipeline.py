@@ -49,10 +49,10 @@ def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     if recipe.training:
         check_length(checkpoint.config, recipe.training, "training")
     check_length(checkpoint.config, recipe.evaluation, "evaluation")
-    entry, _ = resolve("criterion", recipe.criterion)
+    entry, params = resolve("criterion", recipe.criterion)
     means: set[Statistic] = {"input_moments"} if recipe.bias_compensation else set()
     repairs = (resolve("recovery", method)[0].needs for method in recipe.recovery)
-    needs = means.union(entry.needs, *repairs)
+    needs = means.union(entry.needs, params.needs, *repairs)
     statistics = collect(checkpoint, _calibration_ids(spec), needs, out, progress)
     statistics.save(out / "statistics.safetensors")
 

@@ -2,8 +2,8 @@
 
 # Shape suffixes:  N = tokens,  C = channels of a linear's input or of its unit axis.
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,11 +14,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pruning.checkpoint import Checkpoint
-from pruning.geometry import Geometry
 from pruning.methods import Statistic
 from pruning.progress import Progress, part
+from pruning.statistics.absolute import AbsoluteMeans
+from pruning.statistics.gradients import Saliency as Saliency
+from pruning.statistics.gradients import SequenceGradients
+from pruning.statistics.lora import LoraSaliency
+from pruning.statistics.released import ReleasedFluctuation
+from pruning.statistics.relevance import Relevance
+from pruning.statistics.walks import WALKS
+from pruning.statistics.zeroth import ZerothOrder
 from pruning.streaming import Stream
-from pruning.units import BLOCKS, KINDS, READERS, members
+from pruning.tensors import block_of
+from pruning.units import READERS
 
 Key = tuple[int, str]  # layer, linear
 
@@ -42,6 +50,12 @@ class Moments:
         squares_C = (samples_NC - mean_C).square().sum(dim=0)
         return cls(len(samples_NC), mean_C.cpu(), squares_C.cpu())
 
+    @classmethod
+    def updated(cls, before: "Moments | None", inputs_STC: Tensor) -> "Moments":
+        """After some more sequences."""
+        new = cls.of(inputs_STC.flatten(0, -2))
+        return before.merge(new) if before else new
+
     def merge(self, other: "Moments") -> "Moments":
         """The moments of both sets of samples together."""
         count = self.count + other.count
@@ -58,46 +72,63 @@ class Moments:
         """Unbiased, as FLAP has it."""
         return self.squares_C / (self.count - 1)
 
-
-@dataclass(frozen=True)
-class Saliency:
-    """Weight times gradient of a linear, summed over all but its unit axis, in float64."""
-
-    element_C: Tensor  # the absolute value taken before the sum
-    vector_C: Tensor  # the signed sum
+    @property
+    def mean_square_C(self) -> Tensor:
+        """The mean of x², not of its deviation."""
+        return self.squares_C / self.count + self.mean_C.square()
 
 
 @dataclass(frozen=True)
 class Statistics:
     """What a calibration pass leaves behind; empty where nothing was asked for."""
 
-    moments: Mapping[Key, Moments] = field(default_factory=dict)  # of the inputs of readers
+    moments: Mapping[Key, Moments] = field(default_factory=dict)  # of the inputs of linears
     saliency: Mapping[Key, Saliency] = field(default_factory=dict)
+    entropy_saliency: Mapping[Key, Saliency] = field(default_factory=dict)
+    sequence_gradients: Mapping[Key, SequenceGradients] = field(default_factory=dict)
+    lora_saliency: Mapping[Key, LoraSaliency] = field(default_factory=dict)
+    zeroth_order: Mapping[Key, ZerothOrder] = field(default_factory=dict)
+    # of the inputs of readers
+    absolute_means: Mapping[Key, AbsoluteMeans] = field(default_factory=dict)
+    released_fluctuation: Mapping[Key, ReleasedFluctuation] = field(default_factory=dict)
+    relevance: Mapping[Key, Relevance] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         tensors: dict[str, Tensor] = {}
-        for (layer, linear), m in self.moments.items():
-            name = f"{layer}.{linear}.moments"
-            tensors[f"{name}.count"] = torch.tensor(m.count)
-            tensors[f"{name}.mean"], tensors[f"{name}.squares"] = m.mean_C, m.squares_C
-        for (layer, linear), s in self.saliency.items():
-            name = f"{layer}.{linear}.saliency"
-            tensors[f"{name}.element"], tensors[f"{name}.vector"] = s.element_C, s.vector_C
+        for statistic in fields(self):
+            for (layer, linear), record in getattr(self, statistic.name).items():
+                for name, value in vars(record).items():
+                    key = f"{layer}.{linear}.{statistic.name}.{name}"
+                    tensors[key] = torch.as_tensor(value)
         save_file(tensors, path)
 
     @classmethod
     def load(cls, path: Path) -> "Statistics":
-        grouped: dict[str, dict[Key, dict[str, Tensor]]] = {"moments": {}, "saliency": {}}
+        parts: dict[str, dict[Key, dict[str, Any]]] = {}
         for name, tensor in load_file(path).items():
             layer, linear, statistic, part_name = name.split(".")
-            grouped[statistic].setdefault((int(layer), linear), {})[part_name] = tensor
+            value = tensor if tensor.is_floating_point() else int(tensor)
+            records = parts.setdefault(statistic, {})
+            records.setdefault((int(layer), linear), {})[part_name] = value
         return cls(
-            {
-                k: Moments(int(t["count"]), t["mean"], t["squares"])
-                for k, t in grouped["moments"].items()
-            },
-            {k: Saliency(t["element"], t["vector"]) for k, t in grouped["saliency"].items()},
+            **{
+                statistic: {key: _RECORDS[statistic](**values) for key, values in records.items()}
+                for statistic, records in parts.items()
+            }
         )
+
+
+_RECORDS: Mapping[str, Callable[..., Any]] = {
+    "moments": Moments,
+    "saliency": Saliency,
+    "entropy_saliency": Saliency,
+    "sequence_gradients": SequenceGradients,
+    "lora_saliency": LoraSaliency,
+    "zeroth_order": ZerothOrder,
+    "absolute_means": AbsoluteMeans,
+    "released_fluctuation": ReleasedFluctuation,
+    "relevance": Relevance,
+}
 
 
 def collect(
@@ -110,70 +141,68 @@ def collect(
     """Run the calibration sequences through the base once and keep what `needs` names.
 
     Needs room in `work` for the hidden states of all sequences: two layers' worth, or every
-    layer's when gradients are needed.  Nothing is run when nothing is needed.
+    layer's when more than activations is needed.  Nothing is run when nothing is needed.
     """
     if not needs:
         return Statistics()
     with TemporaryDirectory(dir=work) as states:
         stream = Stream(checkpoint, ids_ST, Path(states))
-        return _run(stream, needs, progress)
+        walks = {name: walk for name, walk in WALKS.items() if name in needs}
+        start = 0.25 if walks else 1.0
+        found: dict[str, Any] = _watched(stream, needs, bool(walks), part(progress, 0, start))
+        for number, (name, walk) in enumerate(walks.items()):
+            here, there = (start + (1 - start) * n / len(walks) for n in (number, number + 1))
+            found[name] = walk(stream, part(progress, here, there))
+        return Statistics(**found)
 
 
-def _run(stream: Stream, needs: Collection[Statistic], progress: Progress) -> Statistics:
-    backward = "saliency" in needs
-    moments: dict[Key, Moments] = {}
-    saliency: dict[Key, Saliency] = {}
-    watch = _Watch(moments) if "input_moments" in needs else None
-    stream.forward(
-        watch or _ignore,
-        keep_inputs=backward,
-        progress=part(progress, 0, 0.25 if backward else 1),
-    )
-    if watch:
-        watch.stop()
-    if backward:
-        visit = partial(_add_saliency, saliency, stream.checkpoint.geometry)
-        stream.backward(visit, part(progress, 0.25, 1))
-    return Statistics(moments, saliency)
+def _watched(
+    stream: Stream, needs: Collection[Statistic], keep_inputs: bool, progress: Progress
+) -> dict[str, Any]:
+    """What the forward walk shows of the inputs of linears."""
+    found: dict[str, Any] = {}
+    watches = [watch for watch in _WATCHES if watch.statistic in needs]
+    hooks: list[Any] = []
+
+    def prepare(index: int, layer: nn.Module) -> None:
+        while hooks:
+            hooks.pop().remove()
+        for watch in watches:
+            records = found.setdefault(watch.field, {})
+            for linear in watch.linears:
+                module = layer.get_submodule(f"{block_of(linear)}.{linear}")
+                hook = partial(_update, records, (index, linear), watch.updated)
+                hooks.append(module.register_forward_pre_hook(hook))
+
+    stream.forward(prepare, keep_inputs=keep_inputs, progress=progress)
+    while hooks:
+        hooks.pop().remove()
+    return found
 
 
-def _ignore(index: int, layer: nn.Module) -> None:
-    """Nothing of a layer is watched."""
-
-
+@dataclass(frozen=True)
 class _Watch:
-    """Adds the inputs of each layer's readers to their moments while tokens pass."""
+    """A statistic of the inputs of some linears: a record, and how more inputs change it."""
 
-    def __init__(self, moments: dict[Key, Moments]):
-        self.moments = moments
-        self.hooks: list[Any] = []
-
-    def __call__(self, index: int, layer: nn.Module) -> None:
-        self.stop()
-        for kind in KINDS:
-            linear = READERS[kind]
-            module = layer.get_submodule(f"{BLOCKS[kind]}.{linear}")
-            hook = partial(self._add, (index, linear))
-            self.hooks.append(module.register_forward_pre_hook(hook))
-
-    def stop(self) -> None:
-        while self.hooks:
-            self.hooks.pop().remove()
-
-    def _add(self, key: Key, module: nn.Module, inputs: tuple[Tensor]) -> None:
-        new = Moments.of(inputs[0].flatten(0, -2))
-        self.moments[key] = self.moments[key].merge(new) if key in self.moments else new
+    statistic: Statistic
+    field: str
+    updated: Callable[[Any, Tensor], Any]
+    linears: tuple[str, ...] = tuple(READERS.values())
 
 
-def _add_saliency(
-    saliency: dict[Key, Saliency], geometry: Geometry, index: int, layer: nn.Module
+_WATCHES = (
+    _Watch("input_moments", "moments", Moments.updated),
+    _Watch("hidden_moments", "moments", Moments.updated, ("q_proj", "gate_proj")),
+    _Watch("absolute_means", "absolute_means", AbsoluteMeans.updated),
+    _Watch("released_fluctuation", "released_fluctuation", ReleasedFluctuation.updated),
+)
+
+
+def _update(
+    records: dict[Key, Any],
+    key: Key,
+    updated: Callable[[Any, Tensor], Any],
+    module: nn.Module,
+    inputs: tuple[Tensor],
 ) -> None:
-    for kind in KINDS:
-        for member in members(geometry, index, kind):
-            weight = layer.get_parameter(f"{BLOCKS[kind]}.{member.linear}.weight")
-            assert weight.grad is not None
-            product = weight.detach() * weight.grad
-            other = 1 - member.axis
-            vector_C = product.sum(dim=other, dtype=torch.float64)
-            element_C = product.abs_().sum(dim=other, dtype=torch.float64)
-            saliency[index, member.linear] = Saliency(element_C.cpu(), vector_C.cpu())
+    records[key] = updated(records.get(key), inputs[0])

@@ -25,6 +25,16 @@ BATCH_TOKENS = 4096  # run through a layer at a time
 HEAD_TOKENS = 512  # logits are the widest thing there is
 
 Visit = Callable[[int, nn.Module], None]  # index of the layer, the layer
+Objective = Callable[[Tensor, Tensor], Tensor]  # logits (N, V), next tokens (N,) → summed
+
+
+def next_token_loss(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """Negative log likelihood, summed over tokens, in nats."""
+    return cross_entropy(logits_NV, targets_N, reduction="sum")
+
+
+def unwatched(index: int, layer: nn.Module) -> None:
+    """Nothing of a layer is looked at."""
 
 
 class Stream:
@@ -34,7 +44,7 @@ class Stream:
         self.checkpoint, self.ids_ST, self.work = checkpoint, ids_ST, work
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.num_layers = len(checkpoint.geometry.layers)
-        self._body, self._norm = _one_layer_body(checkpoint, self.device)
+        self._body, self.norm = _one_layer_body(checkpoint, self.device)
         self.layer: nn.Module = self._body.layers[0]
 
     def forward(self, prepare: Visit, *, keep_inputs: bool, progress: Progress) -> None:
@@ -47,30 +57,67 @@ class Stream:
             self._fill(i)
             prepare(i, self.layer)
             inputs_STH, outputs_STH = self._states(i), self._states(i + 1)
-            for rows in self._batches(i, self.num_layers, "forward", progress):
+            for rows in self._batches(i, self.num_layers, "forward", progress, self._rows):
                 with torch.no_grad():
                     outputs_STH[rows] = self._run(inputs_STH[rows]).cpu()
             if not keep_inputs:
                 self._path(i).unlink()
 
-    def backward(self, visit: Visit, progress: Progress) -> None:
+    def backward(
+        self,
+        visit: Visit,
+        progress: Progress,
+        *,
+        prepare: Visit = unwatched,
+        each: Visit = unwatched,
+        one_by_one: bool = False,
+        objective: Objective = next_token_loss,
+    ) -> None:
         """Walk back from the last layer to the first, after `forward(keep_inputs=True)`.
 
-        `visit` sees each layer with the gradients of its weights: those of the mean next-token
-        loss over all sequences.
+        `prepare` sees each layer before any gradient passes it, `each` after every batch (a single
+        sequence with `one_by_one`), and `visit` at last with the gradients of its weights: those of
+        the mean of `objective` over all next tokens of all sequences.  May be walked again.
         """
-        gradient_STH = self._head_gradient()
+        gradient_STH = self._head_gradient(objective)
         for step, i in enumerate(reversed(range(self.num_layers))):
             self._fill(i)
+            prepare(i, self.layer)
             inputs_STH = self._states(i)
-            for rows in self._batches(step, self.num_layers, "backward", progress):
+            size = 1 if one_by_one else self._rows
+            for rows in self._batches(step, self.num_layers, "backward", progress, size):
                 batch_STH = inputs_STH[rows].to(self.device, copy=True).requires_grad_()
                 outputs_STH = self._run(batch_STH)
                 torch.autograd.backward(outputs_STH, gradient_STH[rows].to(self.device))
                 assert batch_STH.grad is not None
                 gradient_STH[rows] = batch_STH.grad.cpu()
+                each(i, self.layer)
             visit(i, self.layer)
-            self._path(i).unlink()
+
+    def loss_from(
+        self, index: int, alter: Callable[[nn.Module], None], num_sequences: int
+    ) -> float:
+        """Mean next-token loss of the first sequences with layer `index` altered, in nats.
+
+        After `forward(keep_inputs=True)`; layers before `index` are not run again.
+        """
+        states_STH = self._states(index)[:num_sequences]
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for i in range(index, self.num_layers):
+                self._fill(i)
+                if i == index:
+                    alter(self.layer)
+                batches = _slices(len(states_STH), self._rows)
+                states_STH = torch.cat([self._run(states_STH[rows]).cpu() for rows in batches])
+            head_VH = self.checkpoint.head().to(self.device, torch.float32)
+            for row, ids_T in enumerate(self.ids_ST[:num_sequences]):
+                for chunk in _slices(len(ids_T) - 1, HEAD_TOKENS):
+                    logits_NV = self.norm(states_STH[row, chunk].to(self.device)) @ head_VH.T
+                    targets_N = ids_T[1:][chunk].to(self.device)
+                    total += next_token_loss(logits_NV, targets_N).item()
+                    count += len(targets_N)
+        return total / count
 
     def _embed(self) -> None:
         embedding_VH = self.checkpoint.tensor(EMBEDDING)
@@ -78,8 +125,8 @@ class Stream:
         for rows in _slices(len(self.ids_ST), self._rows):
             states_STH[rows] = embedding_VH[self.ids_ST[rows]].float()
 
-    def _head_gradient(self) -> Tensor:
-        """∂(mean loss)/∂(outputs of the last layer), in a file of its own; (S, T, H)."""
+    def _head_gradient(self, objective: Objective) -> Tensor:
+        """∂(mean objective)/∂(outputs of the last layer), in a file of its own; (S, T, H)."""
         head_VH = self.checkpoint.head().to(self.device, torch.float32)
         num_targets = self.ids_ST[:, 1:].numel()
         states_STH, gradient_STH = self._states(self.num_layers), self._states(-1)
@@ -87,9 +134,8 @@ class Stream:
             for chunk in _slices(len(ids_T) - 1, HEAD_TOKENS):
                 last_NH = states_STH[row, chunk].to(self.device, copy=True).requires_grad_()
                 targets_N = ids_T[1:][chunk].to(self.device)
-                logits_NV = self._norm(last_NH) @ head_VH.T
-                loss = cross_entropy(logits_NV, targets_N, reduction="sum") / num_targets
-                torch.autograd.backward(loss)
+                logits_NV = self.norm(last_NH) @ head_VH.T
+                torch.autograd.backward(objective(logits_NV, targets_N) / num_targets)
                 assert last_NH.grad is not None
                 gradient_STH[row, chunk] = last_NH.grad.cpu()
             gradient_STH[row, -1] = 0
@@ -120,9 +166,11 @@ class Stream:
     def _rows(self) -> int:
         return max(1, BATCH_TOKENS // self.ids_ST.shape[1])
 
-    def _batches(self, step: int, steps: int, what: str, progress: Progress) -> Iterator[slice]:
+    def _batches(
+        self, step: int, steps: int, what: str, progress: Progress, size: int
+    ) -> Iterator[slice]:
         num_rows = len(self.ids_ST)
-        for rows in _slices(num_rows, self._rows):
+        for rows in _slices(num_rows, size):
             progress((step + rows.start / num_rows) / steps, f"{what}, layer {step + 1} of {steps}")
             yield rows
 

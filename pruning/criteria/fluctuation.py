@@ -4,24 +4,39 @@ An et al., "Fluctuation-based Adaptive Structured Pruning for Large Language Mod
 https://arxiv.org/abs/2312.11983: F_j · ‖W_:,j‖², with F_j the unbiased variance of input j of
 o_proj or down_proj over all calibration tokens; a head's score is the mean over its channels.
 What varies little can be replaced by its mean, which bias compensation folds into a bias.
+
+Variant "released" is what the authors' code computes: F as in `statistics.fluctuation`, the score
+of attention channels squared once more, channels standardised within the layer before the mean
+over a head.  Rank it with allocator global and `normalize: none` to have their ranking whole.
 """
 
 from torch import Tensor
 
-from pruning.methods import Params
+from pruning.methods import FluctuationParams
 from pruning.registry import LayerScores, LayerView
-from pruning.units import READERS, Kind, members
+from pruning.scoring import by_unit, column_sums, reader
+from pruning.units import Kind
 
 
-def score(layer: LayerView, params: Params) -> LayerScores:
+def score(layer: LayerView, params: FluctuationParams) -> LayerScores:
     """Weighted input fluctuation of each unit, averaged over its channels."""
-    return LayerScores(_fluctuation(layer, "kv_group"), _fluctuation(layer, "ffn_channel"))
+    weigh = _fixed if params.variant == "fixed" else _released
+    return LayerScores(weigh(layer, "kv_group"), weigh(layer, "ffn_channel"))
 
 
-def _fluctuation(layer: LayerView, kind: Kind) -> Tensor:
-    reader = READERS[kind]
-    (member,) = (m for m in members(layer.geometry, layer.index, kind) if m.linear == reader)
-    weight = layer.weights[reader].double()
-    variance = layer.statistics.moments[layer.index, reader].variance_C
-    by_channel = variance * weight.square().sum(dim=0)
-    return by_channel.view(-1, member.channels).mean(dim=1)
+def _fixed(layer: LayerView, kind: Kind) -> Tensor:
+    member = reader(layer, kind)
+    variance = layer.statistics.moments[layer.index, member.linear].variance_C
+    return by_unit(variance * column_sums(layer, member.linear, 2), member).mean(dim=1)
+
+
+def _released(layer: LayerView, kind: Kind) -> Tensor:
+    member = reader(layer, kind)
+    released = layer.statistics.released_fluctuation[layer.index, member.linear]
+    by_channel = released.fluctuation_C * column_sums(layer, member.linear, 2)
+    if kind == "kv_group":
+        by_channel = by_channel.square()
+    deviation = by_channel.std()
+    centred = by_channel - by_channel.mean()
+    standard = centred / deviation if deviation > 0 else centred
+    return by_unit(standard, member).mean(dim=1)

@@ -45,7 +45,7 @@ def test_a_method_has_code_and_a_paper_that_its_file_cites(entry: methods.Method
             "criterion",
             Method(name="taylor", params={"variant": "third"}),
             "criterion.params.variant",
-            "'element' or 'vector'",
+            "'element', 'vector', 'second' or 'mix'",
         ),
         ("allocator", Method(name="uniform", params={"x": 1}), "allocator.params.x", "none"),
         ("recovery", Method(name="rest"), "recovery.name", "there is no recovery 'rest'"),

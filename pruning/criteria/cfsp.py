@@ -1,0 +1,46 @@
+"""CFSP's fine score: a unit's share of the weights, times the norm of its activations.
+
+Wang et al., "CFSP: An Efficient Structured Pruning Framework for LLMs with Coarse-to-Fine
+Activation Information", COLING 2025, https://arxiv.org/abs/2409.13199.  For channel j with input
+norm n_j: F_j = n_j^c · mean over the hidden size of D_ij·n_j^b + U_ji + G_ji, where D, U and G are
+|down|, |up| and |gate|, each normalised.
+
+The released code divides each matrix by the sums over the hidden size, over which the mean is then
+taken: what remains is 3/H · n_j^c, in which no weight occurs (variant "released").  Variant "fixed"
+divides by the sums over the channels, so that a weight counts by its share among the channels.
+The paper prunes the FFN only; KV groups are scored through o_proj alone, as down_proj is (ours).
+"""
+
+# Shape suffixes:  H = hidden size,  C = channels.
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from pruning.methods import CfspParams
+from pruning.registry import LayerScores, LayerView
+from pruning.scoring import by_unit, input_rms, reader
+from pruning.units import Kind
+
+
+def score(layer: LayerView, params: CfspParams) -> LayerScores:
+    """Relative activation of each unit, summed over its channels."""
+    return LayerScores(
+        _relative(layer, "kv_group", (), params),
+        _relative(layer, "ffn_channel", ("gate_proj", "up_proj"), params),
+    )
+
+
+def _relative(layer: LayerView, kind: Kind, writers: Iterable[str], params: CfspParams) -> Tensor:
+    member = reader(layer, kind)
+    norm_C = input_rms(layer, member.linear)
+    read_HC = layer.weights[member.linear].double().abs() * norm_C**params.b
+    written = [layer.weights[linear].double().abs().T for linear in writers]
+    axis = 1 if params.variant == "fixed" else 0
+    shares = [_share(matrix_HC, axis).mean(dim=0) for matrix_HC in (read_HC, *written)]
+    return by_unit(torch.stack(shares).sum(dim=0) * norm_C**params.c, member).sum(dim=1)
+
+
+def _share(matrix_HC: Tensor, axis: int) -> Tensor:
+    return (matrix_HC / matrix_HC.sum(dim=axis, keepdim=True)).nan_to_num(0)
