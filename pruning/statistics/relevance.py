@@ -104,8 +104,9 @@ _Hook = Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]
 
 
 def _rule(name: str, module: nn.Module) -> _Hook | None:
-    if name in _FACTORS:
-        return partial(_scaled, _FACTORS[name])
+    place = ".".join(name.split(".")[-2:])
+    if place in _FACTORS:
+        return partial(_scaled, _FACTORS[place])
     if name.endswith("act_fn"):
         return _halved_activation
     return _constant_root if hasattr(module, "variance_epsilon") else None
