@@ -12,29 +12,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pruning import budget
+from pruning import budget, fleet
 from pruning.adapters.carry import Cut, carry
 from pruning.checkpoint import Checkpoint
 from pruning.export import slim_config
-from pruning.geometry import LINEARS, Geometry
+from pruning.geometry import Geometry
+from pruning.importance import score_layers
 from pruning.methods import Statistic, resolve
 from pruning.plan import Plan
-from pruning.progress import Progress
+from pruning.progress import Progress, part
 from pruning.recipe import PruneSpec
-from pruning.registry import (
-    LayerScores,
-    LayerView,
-    RecoveryContext,
-    allocator,
-    criterion,
-    recovery,
-)
+from pruning.registry import RecoveryContext, allocator, recovery
 from pruning.repair import repair
 from pruning.reports.measure import measure
 from pruning.reports.page import render
 from pruning.slicing import slice_base
 from pruning.stats import Statistics, collect
-from pruning.tensors import block_of
 from pruning.text import calibration_ids, check_length, load_tokenizer
 
 Stage = Callable[[PruneSpec, Path, Progress], None]
@@ -49,28 +42,32 @@ def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     if recipe.training:
         check_length(checkpoint.config, recipe.training, "training")
     check_length(checkpoint.config, recipe.evaluation, "evaluation")
+    if recipe.fleet:
+        recipe.fleet.check(spec.adapters)
+        for name, text in recipe.fleet.texts.items():
+            check_length(checkpoint.config, text, f"fleet.texts.{name}")
     entry, params = resolve("criterion", recipe.criterion)
     means: set[Statistic] = {"input_moments"} if recipe.bias_compensation else set()
     repairs = (resolve("recovery", method)[0].needs for method in recipe.recovery)
     needs = means.union(entry.needs, params.needs, *repairs)
-    statistics = collect(checkpoint, _calibration_ids(spec), needs, out, progress)
+    own = part(progress, 0, 1 / (1 + len(spec.adapters))) if recipe.fleet else progress
+    statistics = collect(checkpoint, _calibration_ids(spec), needs, out, own)
     statistics.save(out / "statistics.safetensors")
+    if recipe.fleet:
+        rest = part(progress, 1 / (1 + len(spec.adapters)), 1)
+        fleet.calibrate(spec, entry.needs | params.needs, out / "fleet", rest)
 
 
 def plan(spec: PruneSpec, work: Path, progress: Progress) -> None:
     """Score every unit, then decide which of them stay."""
     out = _begin(work, "plan")
     recipe, checkpoint = spec.recipe, Checkpoint(spec.base)
-    score, entry, params = criterion(recipe.criterion)
-    statistics = _statistics(work)
-    num_layers = len(checkpoint.geometry.layers)
-    scores: list[LayerScores] = []
-    for layer in range(num_layers):
-        progress(layer / num_layers, f"scoring layer {layer + 1} of {num_layers}")
-        tensors = checkpoint.layer(layer)
-        weights = {name: tensors[f"{block_of(name)}.{name}.weight"].float() for name in LINEARS}
-        view = LayerView(checkpoint.geometry, layer, weights, statistics, recipe.seed)
-        scores.append(score(view, params))
+    entry, _ = resolve("criterion", recipe.criterion)
+    if recipe.fleet:
+        calibrated = work / "calibrate" / "fleet"
+        scores = fleet.scores(spec, _statistics(work), calibrated, progress)
+    else:
+        scores = score_layers(checkpoint, _statistics(work), recipe, progress)
     allocate, _, params = allocator(recipe.allocator)
     chosen = allocate(checkpoint.geometry, scores, recipe, params, entry.comparable)
     slim_config(checkpoint.config, chosen, recipe.export)  # refuse an impossible export here

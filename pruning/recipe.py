@@ -1,9 +1,12 @@
 """Recipes: what a pruning job runs, checked before anything is computed (torch-free)."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pruning.errors import InvalidInput
 
 NAME = r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$"  # of bases and adapters: no '/', '+', ':' or '@'
 Name = Annotated[str, Field(pattern=NAME)]
@@ -45,6 +48,43 @@ class Blocks(_Frozen):
     mlp: int = Field(0, ge=0)
 
 
+class Fleet(_Frozen):
+    """Units scored for the base and all adapters together, not for the base alone."""
+
+    combine: Literal["max", "mean"] = Field(
+        "max", description="max: what any tenant needs stays; mean: what all need on average"
+    )
+    base_weight: float = Field(1, ge=0, description="of the base without an adapter")
+    weights: dict[Name, float] = Field(
+        default_factory=dict, description="of adapters, 1 where not given, 0 to leave one out"
+    )
+    texts: dict[Name, Text] = Field(
+        default_factory=dict,
+        description="what calibrates an adapter; the calibration text where not given",
+    )
+
+    @model_validator(mode="after")
+    def _weighted(self) -> "Fleet":
+        if any(weight < 0 for weight in self.weights.values()):
+            raise ValueError("weights must not be negative")
+        return self
+
+    def weight(self, adapter: str) -> float:
+        return self.weights.get(adapter, 1.0)
+
+    def check(self, adapters: Collection[str]) -> None:
+        """Raise InvalidInput for a name that the job carries no adapter of, or no weight at all."""
+        for entry, named in (("weights", self.weights), ("texts", self.texts)):
+            for name in named:
+                if name not in adapters:
+                    known = ", ".join(sorted(adapters)) or "none"
+                    raise InvalidInput(
+                        f"fleet.{entry}.{name}", f"the job carries no such adapter, but: {known}"
+                    )
+        if not self.base_weight and not any(map(self.weight, adapters)):
+            raise InvalidInput("fleet.base_weight", "nothing has a weight; give one above 0")
+
+
 class Recipe(_Frozen):
     """One pruning job: same recipe, same base and adapters, same seed, same artifact."""
 
@@ -57,6 +97,9 @@ class Recipe(_Frozen):
         gt=0, lt=1, description="fraction of the non-embedding parameters to remove"
     )
     criterion: Method = Method(name="fluctuation")
+    fleet: Fleet | None = Field(
+        None, description="score units for the adapters too; else for the base alone"
+    )
     allocator: Method = Method(name="uniform")
     units: tuple[Literal["ffn_channel", "kv_group"], ...] = Field(
         ("ffn_channel", "kv_group"), min_length=1
@@ -93,4 +136,5 @@ class PruneSpec(_Frozen):
     adapters: dict[str, Path]
     calibration: Path
     training: Path | None = None
+    fleet_texts: dict[str, Path] = Field(default_factory=dict)  # by adapter
     evaluation: Path

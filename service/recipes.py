@@ -32,12 +32,18 @@ def resolve(recipe: Recipe, catalog: Catalog) -> PruneSpec:
             raise InvalidInput(
                 "adapters", f"base {base.name!r} has no adapter {name!r}; it has: {known}"
             )
+    if recipe.fleet:
+        recipe.fleet.check(names)
     return PruneSpec(
         recipe=recipe,
         base=base.path.absolute(),
         adapters={name: registered[name].absolute() for name in names},
         calibration=_path(recipe.calibration, "calibration", catalog),
         training=_path(recipe.training, "training", catalog) if recipe.training else None,
+        fleet_texts={
+            name: _path(text, f"fleet.texts.{name}", catalog)
+            for name, text in (recipe.fleet.texts.items() if recipe.fleet else ())
+        },
         evaluation=_path(recipe.evaluation, "evaluation", catalog),
     )
 

@@ -43,17 +43,17 @@ def read_recipe(path: Path) -> Recipe:
 def submit(client: Client, recipe: Recipe, folder: Path) -> Json:
     """Upload the texts of a recipe, whose paths are relative to `folder`, and start its job."""
     body: dict[str, Any] = recipe.model_dump(mode="json")
-    paths = {
-        text: folder / body[text]["file"]
-        for text in _TEXTS
-        if body[text] and not _UPLOADED.fullmatch(body[text]["file"])
-    }
-    for text, path in paths.items():
-        if not path.is_file():
+    texts = {name: body[name] for name in _TEXTS if body[name]}
+    fleet = body["fleet"]["texts"] if body["fleet"] else {}
+    texts |= {f"fleet.texts.{name}": text for name, text in fleet.items()}
+    local = {name: t for name, t in texts.items() if not _UPLOADED.fullmatch(t["file"])}
+    for name, text in local.items():
+        if not (folder / text["file"]).is_file():
             raise CommandFailed(
-                f"{text}.file: {path} does not exist; give a path relative to the recipe, "
-                "or the id of an uploaded file"
+                f"{name}.file: {folder / text['file']} does not exist; give a path relative to "
+                "the recipe, or the id of an uploaded file"
             )
-    for text, path in paths.items():
-        body[text]["file"] = client.upload_text(path, purpose=text)["id"]
+    for name, text in local.items():
+        purpose = name if name in _TEXTS else "calibration"
+        text["file"] = client.upload_text(folder / text["file"], purpose=purpose)["id"]
     return client.submit(body)

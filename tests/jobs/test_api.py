@@ -29,6 +29,7 @@ def error(answer):
         ({"calibration": {"file": "file-none"}}, "calibration.file"),
         ({"training": {"file": "file-none"}}, "training.file"),
         ({"evaluation": {"file": "file-none"}}, "evaluation.file"),
+        ({"fleet": {"texts": {"nobody": {"file": "file-none"}}}}, "fleet.texts.nobody"),
         ({"floors": {"kv_groups": 9}}, "floors.kv_groups"),
     ],
     ids=str,

@@ -163,6 +163,18 @@ def test_a_training_text_is_uploaded_as_well(run: Run, tiny: None, write_recipe:
     assert job["recipe"]["training"]["file"] == job["recipe"]["calibration"]["file"]
 
 
+def test_the_texts_of_a_fleet_are_uploaded_as_well(
+    run: Run, tiny: None, write_recipe: Any, adapter_directory: Path
+):
+    run("adapters", "add", "sql", adapter_directory, "--base", "tiny")
+    text = {"file": "words.txt", "sequences": 2, "length": 8}
+    submitted = run("prune", write_recipe(fleet={"texts": {"sql": text}}))
+    assert submitted.exit_code == 0, submitted.output
+    (job,) = json.loads(run("jobs", "list", "--json").stdout)
+    uploaded = job["recipe"]["fleet"]["texts"]["sql"]["file"]
+    assert uploaded == job["recipe"]["calibration"]["file"]
+
+
 def test_a_queued_job_is_cancelled_and_its_events_end(run: Run, tiny: None, write_recipe: Any):
     id = run("prune", write_recipe()).stdout.splitlines()[0]
     assert run("jobs", "cancel", id).stdout == f"{id}: cancelled\n"
