@@ -20,7 +20,6 @@ struct Avx512 {
   static Float broadcast(float f) { return _mm512_set1_ps(f); }
   static Float plus(Float a, Float b) { return _mm512_add_ps(a, b); }
   static Float multiply_add(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
-  static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
   static Float load(const float* p) { return _mm512_loadu_ps(p); }
   static Float load(const bf16* p) {
     const auto bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));

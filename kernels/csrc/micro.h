@@ -14,7 +14,6 @@ inline void dot_tile(const T* const* x, const T* a, int64_t begin, int64_t end,
                      typename I::Float (&sum)[ROWS][COUNT]) {
   constexpr int64_t step = I::template inputs<T>;
   for (int64_t k = begin; k < end; k += PANEL, a += RANKS * PANEL) {
-    I::prefetch(a + 4 * RANKS * PANEL);
     for (int64_t i = 0; i < PANEL; i += step) {
       typename I::template Input<T> v[ROWS];
       for (int t = 0; t < ROWS; ++t) v[t] = I::input(x[t] + k - begin + i);
@@ -86,7 +85,6 @@ inline void expand_tile(const float* s, int64_t stride, const Part* parts, int64
   for (int64_t p = 0; p < num_parts; ++p) {
     const T* b = static_cast<const T*>(parts[p].b) + panel * parts[p].rank * PANEL;
     for (int64_t r = 0; r < parts[p].rank; ++r, b += PANEL) {
-      I::prefetch(b + 64 * PANEL);
       for (int v = 0; v < VECTORS; ++v) {
         const auto w = I::load(b + v * I::lanes);
         for (int t = 0; t < ROWS; ++t)

@@ -19,7 +19,6 @@ import torch
 
 from multilora.native import LIBRARY
 
-
 SOURCES = (Path(__file__).parents[1] / "csrc", Path(sys.prefix) / "share/graftwork/csrc")
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
 CPU = {
@@ -57,7 +56,9 @@ def build(sources: Path, target: Path = LIBRARY, gpus: Sequence[str] = ()) -> No
         commands += [[nvcc, *_cuda_flags(gpus), "-c", str(path)] for path in _cuda(sources, gpus)]
         objects = [work / f"{Path(command[-1]).name}.o" for command in commands]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(_run, (c + ["-o", str(o)] for c, o in zip(commands, objects, strict=True))))
+            list(
+                pool.map(_run, (c + ["-o", str(o)] for c, o in zip(commands, objects, strict=True)))
+            )
         linker = [nvcc, "-shared", "--cudart=static", "-Xlinker=-s"] if gpus else None
         linker = linker or [compiler, "-shared", "-s"]
         library = work / target.name

@@ -19,7 +19,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 def library() -> ctypes.CDLL | None:
     """The library with its operators registered; None, with one line in the log, without it."""
     try:
-        torch.ops.load_library(LIBRARY)
+        torch.ops.load_library(LIBRARY)  # type: ignore[no-untyped-call]
         loaded = ctypes.CDLL(str(LIBRARY))
         loaded.multilora_select.restype = ctypes.c_bool
         wanted = os.environ.get("MULTILORA_ISA")

@@ -61,7 +61,7 @@ class Pool:
         """Put an adapter into a slot, in place of what was there.
 
         A is (R, I) and B is (O, R) with any R; alpha / r belongs into B.  A linear that is not
-        named, or a slice that is None, has no adapter.  Raises ValueError for a wrong shape or name.
+        named, or a slice that is None, has none.  Raises ValueError for a wrong shape or name.
         """
         for name, slices in weights.items():
             self._check(name, slices)
@@ -133,8 +133,8 @@ def _pack(a_RI: Tensor, b_OR: Tensor, dtype: torch.dtype) -> Matrices:
     more_ranks, more_inputs, more_outputs = -rank % RANKS, -inputs % PANEL, -outputs % PANEL
     a_RI = pad(a_RI.to(dtype), (0, more_inputs, 0, more_ranks))
     b_OR = pad(b_OR.to(dtype), (0, more_ranks, 0, more_outputs))
-    a = a_RI.unflatten(0, (-1, RANKS)).unflatten(2, (-1, PANEL)).transpose(1, 2)
-    return a, b_OR.unflatten(0, (-1, PANEL)).transpose(1, 2)
+    a = a_RI.view(-1, RANKS, a_RI.shape[1] // PANEL, PANEL).transpose(1, 2)
+    return a, b_OR.view(-1, PANEL, b_OR.shape[1]).transpose(1, 2)
 
 
 def _aligned(elements: int) -> int:

@@ -8,6 +8,7 @@ https://arxiv.org/abs/2311.03285).
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 Composition = Sequence[tuple[int, float]]  # slots and their weights
@@ -27,7 +28,7 @@ def apply_(
     rows_T (T,) names the composition of each row, -1 for none; such rows are not touched.
     `adapter(slot, slice)` gives a part's matrices, of any rank, or None where it has none.
     """
-    for index in rows_T.unique().tolist():
+    for index in torch.unique(rows_T).tolist():
         if index < 0:
             continue
         rows = (rows_T == index).nonzero().squeeze(1)
