@@ -15,6 +15,9 @@ COPY kernels kernels
 RUN pip wheel --no-deps --wheel-dir /wheels .
 
 FROM system AS installer
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
 WORKDIR /install
 ENV VENV=/opt/graftwork PIP_NO_CACHE_DIR=1
 COPY constraints.txt ./

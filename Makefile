@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEVELOPER := .venv/.developer
 
-.PHONY: serve test check clean
+.PHONY: serve test check kernels clean
 
 serve: $(INSTALLED)
 	$(BIN)/graftwork demo
@@ -19,8 +19,11 @@ check: $(DEVELOPER)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+kernels: $(INSTALLED)
+	$(BIN)/python -m multilora.build
+
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist *.egg-info kernels/multilora/*.so
 
 $(INSTALLED): pyproject.toml constraints.txt scripts/install.sh
 	scripts/install.sh

@@ -64,6 +64,8 @@ case $device in
 esac
 
 cd / # so that what was installed is imported, not what lies here
+# Against the torch that was just installed; torch does the kernels' work where there is no compiler.
+"$venv/bin/python" -m multilora.build || true
 VLLM_NO_USAGE_STATS=1 "$venv/bin/python" - <<'PYTHON'
 import torch
 import transformers

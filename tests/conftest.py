@@ -111,3 +111,17 @@ def base_directory(tmp_path: Path, write_base: Callable[..., Path]) -> Path:
 @pytest.fixture
 def adapter_directory(tmp_path: Path, write_adapter: Callable[..., Path]) -> Path:
     return write_adapter(tmp_path / "adapter")
+
+
+@pytest.fixture(scope="session")
+def kernels() -> None:
+    """The compiled kernels of this tree; without a compiler the test is skipped."""
+    from multilora import build, native
+
+    sources = max(path.stat().st_mtime for path in build.SOURCES[0].iterdir())
+    if not native.LIBRARY.exists() or native.LIBRARY.stat().st_mtime < sources:
+        try:
+            build.build(build.SOURCES[0])
+        except build.CannotBuild as problem:
+            pytest.skip(str(problem).partition("\n")[0])
+    assert native.available()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+SOURCES = ROOT / "kernels" / "csrc"
 PACKAGES = {"service": "service", "pruning": "pruning", "kernels/multilora": "multilora"}
 
 
@@ -22,7 +23,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *names, _ = line.split()
         for name in names:
             if (ROOT / name).is_dir():
-                ignore = shutil.ignore_patterns("__pycache__")
+                ignore = shutil.ignore_patterns("__pycache__", "*.so")
                 shutil.copytree(ROOT / name, source / name, ignore=ignore)
             else:
                 shutil.copy(ROOT / name, source / name)
@@ -39,10 +40,16 @@ def test_it_contains_every_file_of_the_packages_and_nothing_else(unpacked: Path)
         f"{package}/{path.relative_to(ROOT / folder)}"
         for folder, package in PACKAGES.items()
         for path in (ROOT / folder).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".so"
     }
     found = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*") if path.is_file()}
-    assert {name for name in found if ".dist-info/" not in name} == expected
+    assert {name for name in found if not re.match(r"[^/]*\.(dist-info|data)/", name)} == expected
+
+
+def test_it_brings_the_sources_of_the_kernels_to_where_their_build_looks(unpacked: Path):
+    (data,) = unpacked.glob("*.data/data")
+    found = {path.relative_to(data) for path in data.rglob("*") if path.is_file()}
+    assert found == {Path("share/graftwork/csrc") / path.name for path in SOURCES.iterdir()}
 
 
 def test_the_gateway_can_be_imported_from_it_alone(unpacked: Path, tmp_path: Path):

@@ -1,0 +1,66 @@
+"""What the rows of a step get: compositions, and the plan that sorts the rows by them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from multilora import native
+from multilora.reference import Composition
+
+HEIGHT = 32  # rows of a unit: enough to use an adapter's weights well while they are in the cache
+
+
+class Compositions:
+    """Weighted sums of adapters, by index, in tables that stay where they are."""
+
+    def __init__(self, count: int, max_parts: int = 1) -> None:
+        self.slots = torch.full((count, max_parts), -1, dtype=torch.int32)
+        self.weights = torch.zeros(count, max_parts)
+
+    @classmethod
+    def of_slots(cls, slots: int) -> "Compositions":
+        """The composition i is the adapter in slot i, as it is."""
+        compositions = cls(slots)
+        compositions.slots[:, 0] = torch.arange(slots)
+        compositions.weights.fill_(1.0)
+        return compositions
+
+    def set(self, index: int, parts: Composition) -> None:
+        """Let an index stand for a sum of slots with weights; raises ValueError for too many."""
+        count = len(parts)
+        if count > self.slots.shape[1]:
+            raise ValueError(f"a composition has at most {self.slots.shape[1]} parts, not {count}")
+        self.slots[index] = -1
+        for place, (slot, weight) in enumerate(parts):
+            self.slots[index, place] = slot
+            self.weights[index, place] = weight
+
+    def __len__(self) -> int:
+        return self.slots.shape[0]
+
+    def parts(self) -> list[Composition]:
+        """All of them, as `set` takes them."""
+        pairs = zip(self.slots.tolist(), self.weights.tolist(), strict=True)
+        return [
+            [(slot, weight) for slot, weight in zip(slots, weights, strict=True) if slot >= 0]
+            for slots, weights in pairs
+        ]
+
+
+class Batch:
+    """Which composition each row of the current step gets."""
+
+    def __init__(self, compositions: Compositions, max_rows: int) -> None:
+        self.compositions = compositions
+        self.plan = torch.zeros(2 + 4 * max_rows, dtype=torch.int32)
+        self.rows = torch.empty(0, dtype=torch.int64)
+
+    def update(self, rows: Tensor | Sequence[int]) -> None:
+        """Take the composition of each row, -1 for none, as int64 (T,).
+
+        Raises RuntimeError for more rows than fit and for a composition that there is not.
+        """
+        self.rows = torch.as_tensor(rows, dtype=torch.int64)
+        if native.available():
+            torch.ops.multilora.plan(self.rows, len(self.compositions), HEIGHT, self.plan)

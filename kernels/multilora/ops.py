@@ -1,0 +1,36 @@
+"""The one operation: y += sum of w B (A x), each row with its own composition of adapters."""
+
+import torch
+from torch import Tensor
+
+from multilora import reference
+from multilora.batch import Batch
+from multilora.pool import Pool
+
+
+def apply_(y: Tensor, x: Tensor, pool: Pool, name: str, batch: Batch) -> None:
+    """Add to y (T, outputs of all slices) what the adapters make of x (T, inputs), in place.
+
+    Rows of -1 are not touched, not even read.  Sums are float32, in an order that depends neither
+    on a row's place nor on the other rows, so neither does a bit of the result.
+    """
+    compositions = batch.compositions
+    if pool.packed:
+        torch.ops.multilora.apply_(
+            y,
+            x,
+            pool.tables[name],
+            pool.columns[name],
+            compositions.slots,
+            compositions.weights,
+            batch.plan,
+        )
+        return
+    reference.apply_(
+        y,
+        x,
+        batch.rows,
+        compositions.parts(),
+        lambda slot, number: pool.plain(name, slot, number),
+        pool.linears[name].widths,
+    )

@@ -1,0 +1,141 @@
+"""The adapters that are resident: each packed once, at load, into one block of memory.
+
+A kernel finds them through tables that stay where they are: for each linear, slot and slice the
+addresses of A and B and their rank.  Ranks are padded to a multiple of 8, not to the largest.
+"""
+
+# Shape suffixes: R = rank, I = inputs, O = outputs of one slice.
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from multilora import native
+from multilora.reference import Matrices
+
+RANKS, PANEL = 8, 32  # the packed layout; csrc/kernels.h describes it
+ALIGNMENT = 64  # elements
+
+Weights = Mapping[str, Sequence[Matrices | None]]  # by linear, a pair for each slice
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The shape of a linear whose outputs are one or several slices (q, k and v; gate and up)."""
+
+    inputs: int
+    widths: tuple[int, ...]
+
+
+class Pool:
+    """The adapters of one model, by slot.
+
+    `packed` says that the kernels read them; without kernels for the dtype torch does.
+    """
+
+    def __init__(
+        self,
+        linears: Mapping[str, Linear],
+        slots: int,
+        dtype: torch.dtype,
+        packed: bool = True,
+    ) -> None:
+        self.linears = dict(linears)
+        self.dtype = dtype
+        self.packed = packed and dtype in native.DTYPES and native.available()
+        self.tables = {
+            name: torch.zeros(slots, len(linear.widths), 3, dtype=torch.int64)
+            for name, linear in self.linears.items()
+        }
+        self.columns = {
+            name: torch.tensor((0, *linear.widths)).cumsum(0)
+            for name, linear in self.linears.items()
+        }
+        self._blocks: list[Tensor | None] = [None] * slots
+        self._plain: list[Weights] = [{} for _ in range(slots)]
+
+    def load(self, slot: int, weights: Weights) -> None:
+        """Put an adapter into a slot, in place of what was there.
+
+        A is (R, I) and B is (O, R) with any R; alpha / r belongs into B.  A linear that is not
+        named, or a slice that is None, has none.  Raises ValueError for a wrong shape or name.
+        """
+        for name, slices in weights.items():
+            self._check(name, slices)
+        self.unload(slot)
+        if not self.packed:
+            self._plain[slot] = {
+                name: [m and (m[0].to(self.dtype), m[1].to(self.dtype)) for m in slices]
+                for name, slices in weights.items()
+            }
+            return
+        packed = [(place, _pack(*m, self.dtype)) for place, m in _present(weights)]
+        sizes = [[_aligned(t.numel()) for t in pair] for _, pair in packed]
+        block = torch.empty(sum(map(sum, sizes)), dtype=self.dtype)
+        start = 0
+        for ((name, number), pair), pair_sizes in zip(packed, sizes, strict=True):
+            addresses = []
+            for tensor, size in zip(pair, pair_sizes, strict=True):
+                place = block[start : start + tensor.numel()]
+                place.copy_(tensor.flatten())
+                addresses.append(place.data_ptr())
+                start += size
+            rank = pair[1].shape[1]
+            self.tables[name][slot, number] = torch.tensor((*addresses, rank))
+        self._blocks[slot] = block
+
+    def unload(self, slot: int) -> None:
+        """Forget an adapter; its slot contributes nothing from here on."""
+        for table in self.tables.values():
+            table[slot] = 0
+        self._blocks[slot] = None
+        self._plain[slot] = {}
+
+    def plain(self, name: str, slot: int, number: int) -> Matrices | None:
+        """A and B of a slice, in a pool that is not packed."""
+        slices = self._plain[slot].get(name)
+        return slices[number] if slices else None
+
+    @property
+    def nbytes(self) -> int:
+        """What the packed adapters occupy."""
+        return sum(block.nbytes for block in self._blocks if block is not None)
+
+    def _check(self, name: str, slices: Sequence[Matrices | None]) -> None:
+        linear = self.linears.get(name)
+        if linear is None:
+            raise ValueError(f"the pool has no linear {name}")
+        if len(slices) != len(linear.widths):
+            raise ValueError(f"{name} has {len(linear.widths)} slices, not {len(slices)}")
+        for matrices, width in zip(slices, linear.widths, strict=True):
+            if matrices is None:
+                continue
+            a_RI, b_OR = matrices
+            expected = (a_RI.shape[0], linear.inputs), (width, a_RI.shape[0])
+            if (a_RI.shape, b_OR.shape) != expected:
+                found = tuple(a_RI.shape), tuple(b_OR.shape)
+                raise ValueError(f"{name}: A and B have shapes {found}, not {expected}")
+
+
+def _present(weights: Weights) -> Iterator[tuple[tuple[str, int], Matrices]]:
+    for name, slices in weights.items():
+        for number, matrices in enumerate(slices):
+            if matrices is not None and matrices[0].shape[0]:
+                yield (name, number), matrices
+
+
+def _pack(a_RI: Tensor, b_OR: Tensor, dtype: torch.dtype) -> Matrices:
+    """A as (R / 8, I / 32, 8, 32) and B as (O / 32, R, 32), filled up with zeros."""
+    (rank, inputs), outputs = a_RI.shape, b_OR.shape[0]
+    more_ranks, more_inputs, more_outputs = -rank % RANKS, -inputs % PANEL, -outputs % PANEL
+    a_RI = pad(a_RI.to(dtype), (0, more_inputs, 0, more_ranks))
+    b_OR = pad(b_OR.to(dtype), (0, more_ranks, 0, more_outputs))
+    a = a_RI.view(-1, RANKS, a_RI.shape[1] // PANEL, PANEL).transpose(1, 2)
+    return a, b_OR.view(-1, PANEL, b_OR.shape[1]).transpose(1, 2)
+
+
+def _aligned(elements: int) -> int:
+    return elements + -elements % ALIGNMENT
