@@ -8,6 +8,8 @@ from typing import Any, Protocol, cast
 
 from torch import Tensor
 
+from pruning.adapters.compression import Compress
+from pruning.adapters.merging import Merge
 from pruning.checkpoint import Checkpoint
 from pruning.geometry import Geometry
 from pruning.methods import Kind, MethodEntry, Params, resolve
@@ -20,6 +22,8 @@ _PACKAGES: Mapping[Kind, str] = {
     "criterion": "pruning.criteria",
     "allocator": "pruning.allocators",
     "recovery": "pruning.recovery",
+    "merge": "pruning.adapters.merge",
+    "compress": "pruning.adapters.compress",
 }
 
 
@@ -97,6 +101,18 @@ def recovery(method: Method) -> tuple[Recovery, MethodEntry, Params]:
     """The code of a recovery method, its entry and its parameters.  Raises InvalidInput."""
     entry, params = resolve("recovery", method)
     return cast(Recovery, _module(entry).recover), entry, params
+
+
+def merge(method: Method) -> tuple[Merge, MethodEntry, Params]:
+    """The code of a merge method, its entry and its parameters.  Raises InvalidInput."""
+    entry, params = resolve("merge", method)
+    return cast(Merge, _module(entry).merge), entry, params
+
+
+def compress(method: Method) -> tuple[Compress, MethodEntry, Params]:
+    """The code of a compression method, its entry and its parameters.  Raises InvalidInput."""
+    entry, params = resolve("compress", method)
+    return cast(Compress, _module(entry).compress), entry, params
 
 
 def _module(entry: MethodEntry) -> Any:

@@ -46,14 +46,12 @@ def read(directory: Path, field: str) -> Adapter:
     config = read_config(directory / CONFIG, field)
     sides: dict[Key, dict[str, Tensor]] = {}
     for name, tensor in load_file(directory / WEIGHTS).items():
-        match = _TENSOR.fullmatch(name)
-        if match is None:
-            raise InvalidInput(field, f"tensor {name} is no part of a plain LoRA")
-        sides.setdefault((int(match[1]), match[2]), {})[match[3]] = tensor
+        key, side = key_of(name, field)
+        sides.setdefault(key, {})[side] = tensor
     return Adapter(
         config,
         {
-            key: Atoms(side["A"], side["B"], _alpha_of(config, _module(key)))
+            key: Atoms(side["A"], side["B"], alpha_of(config, key))
             for key, side in sorted(sides.items())
         },
     )
@@ -118,10 +116,18 @@ def _module(key: Key) -> str:
     return f"model.layers.{layer}.{block_of(linear)}.{linear}"
 
 
-def _alpha_of(config: Mapping[str, Any], module: str) -> float:
+def key_of(tensor: str, field: str) -> tuple[Key, str]:
+    """The linear that a tensor of a file belongs to, and the side, "A" or "B"."""
+    match = _TENSOR.fullmatch(tensor)
+    if match is None:
+        raise InvalidInput(field, f"tensor {tensor} is no part of a plain LoRA")
+    return (int(match[1]), match[2]), match[3]
+
+
+def alpha_of(config: Mapping[str, Any], key: Key) -> float:
     """As `rank_of`, for alphas; integers stay integers, as PEFT writes them."""
     pattern = config.get("alpha_pattern") or {}
     as_ranks = {"rank_pattern": dict(zip(pattern, range(len(pattern)), strict=True)), "r": -1}
-    found = rank_of(as_ranks, module)
+    found = rank_of(as_ranks, _module(key))
     alpha: float = config["lora_alpha"] if found < 0 else list(pattern.values())[found]
     return alpha

@@ -42,14 +42,17 @@ def project(adapter: Adapter, dense: Geometry, plan: Plan) -> Adapter:
 
 def lift(adapter: Adapter, dense: Geometry, plan: Plan) -> Adapter:
     """The adapter of a slim base on its dense one: scattered back, zeros where units had left."""
-    lifted: dict[Key, Atoms] = {}
-    for (new, linear), atoms in adapter.atoms.items():
-        old = plan.kept_layers[new]
-        shape = dense.linear_shape(old, linear)
-        assert shape is not None  # a dense base lacks no block
-        selection = selections(dense, old, plan.layers[old])[linear]
-        lifted[old, linear] = _scatter(atoms, selection, shape)
-    return Adapter(adapter.config, lifted)
+    lifted = (lift_linear(key, atoms, dense, plan) for key, atoms in adapter.atoms.items())
+    return Adapter(adapter.config, dict(lifted))
+
+
+def lift_linear(key: Key, atoms: Atoms, dense: Geometry, plan: Plan) -> tuple[Key, Atoms]:
+    """What `lift` does to one linear: where it is on the dense base, and its atoms there."""
+    new, linear = key
+    old = plan.kept_layers[new]
+    shape = dense.linear_shape(old, linear)
+    assert shape is not None  # a dense base lacks no block
+    return (old, linear), _scatter(atoms, selections(dense, old, plan.layers[old])[linear], shape)
 
 
 def carry(source: Path, destination: Path, cut: Cut, field: str) -> None:

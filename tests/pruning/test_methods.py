@@ -7,14 +7,23 @@ from pathlib import Path
 import pytest
 
 from pruning import allocators, criteria, methods, recovery, registry
+from pruning.adapters import compress, merge
 from pruning.errors import InvalidInput
 from pruning.recipe import Method
 
-PACKAGES = {"criterion": criteria, "allocator": allocators, "recovery": recovery}
+PACKAGES = {
+    "criterion": criteria,
+    "allocator": allocators,
+    "recovery": recovery,
+    "merge": merge,
+    "compress": compress,
+}
 BIND = {
     "criterion": registry.criterion,
     "allocator": registry.allocator,
     "recovery": registry.recovery,
+    "merge": registry.merge,
+    "compress": registry.compress,
 }
 
 

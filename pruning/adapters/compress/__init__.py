@@ -1,0 +1,1 @@
+"""Compression methods, one per file: `compress(bags, params, seed, probe)` of a whole adapter."""
