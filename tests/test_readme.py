@@ -19,6 +19,7 @@ from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BUNDLED = yaml.safe_load((ROOT / "deploy/demo/recipe.yaml").read_text())
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -52,7 +53,16 @@ def rows(page: str) -> list[list[str]]:
 @each_page
 def test_links_lead_to_files(page: Path):
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
-        assert target.startswith("https://") or (page.parent / target).exists(), target
+        path, _, anchor = target.partition("#")
+        assert target.startswith("https://") or (page.parent / path).exists(), target
+        if not target.startswith("https://") and anchor:
+            assert anchor in headings(page.parent / path), target
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them of headings."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @each_page
@@ -89,19 +99,19 @@ def assert_accepted(words: list[str]) -> None:
 def test_the_readme_shows_the_request_that_the_demo_prints():
     (line,) = re.findall(r"^curl .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
     _, url, *_, data = shlex.split(line)
-    recipe = yaml.safe_load((ROOT / "deploy/demo/recipe.yaml").read_text())
     assert url == f"http://127.0.0.1:{Settings.model_fields['port'].default}/v1/completions"
-    assert json.loads(data) == demo.request(recipe["name"], ROOT / "deploy/demo")
+    assert json.loads(data) == demo.request(BUNDLED["name"], ROOT / "deploy/demo")
 
 
 @each_page
 def test_recipes_that_are_shown_are_recipes(page: Path):
     for block in blocks(page, "yaml"):
-        Recipe.model_validate(yaml.safe_load(block))
+        shown = yaml.safe_load(block)
+        Recipe.model_validate(shown if "base" in shown else BUNDLED | shown)  # or a part of one
 
 
 def test_the_bundled_recipe_is_one_and_its_texts_are_there():
-    recipe = Recipe.model_validate(yaml.safe_load((ROOT / "deploy/demo/recipe.yaml").read_text()))
+    recipe = Recipe.model_validate(BUNDLED)
     for text in (recipe.calibration, recipe.evaluation):
         assert (ROOT / "deploy/demo" / text.file).is_file()
 
@@ -126,8 +136,11 @@ def test_every_field_of_a_recipe_and_every_method_is_documented():
     for entry in ENTRIES:
         (row,) = [row for row in cells if row[:2] == [entry.kind, f"`{entry.name}`"]]
         assert entry.paper.url in row[-1]
+        described = row[2] + "".join(
+            cell for page in re.findall(r"\]\((\w+\.md)\)", row[2]) for cell, *_ in rows(page)
+        )
         for parameter in entry.params.model_fields:
-            assert f"`{parameter}" in row[2]
+            assert f"`{parameter}" in described
 
 
 def test_the_api_page_lists_exactly_the_requests_that_the_gateway_answers(paths: dict[str, Any]):
