@@ -8,10 +8,16 @@ that can be asked about leaving out some of its inputs has an answer in closed f
 # U = units,  S = channels of a unit.
 
 import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pruning.errors import InvalidInput
+
+Key = tuple[int, str]  # layer, linear
 WIDE = 4096  # inputs beyond which a Gram is held and factorized in float32, not float64
 
 
@@ -19,10 +25,10 @@ class Gram:
     """Σ x xᵀ and Σ x of a linear's inputs, added up batch by batch on one device."""
 
     def __init__(self, num_channels: int, device: torch.device | str = "cpu"):
-        dtype = torch.float64 if num_channels <= WIDE else torch.float32
+        shape = num_channels, num_channels
         self.count = 0
         self.sum_C = torch.zeros(num_channels, dtype=torch.float64, device=device)
-        self.products_CC = torch.zeros(num_channels, num_channels, dtype=dtype, device=device)
+        self.products_CC = torch.zeros(shape, dtype=_dtype(num_channels), device=device)
 
     def add(self, inputs_NC: Tensor) -> None:
         """Add tokens; float32 products of one batch, summed in the Gram's dtype."""
@@ -45,17 +51,44 @@ class Gram:
         return self.products_CC - outer_CC
 
 
+class StoredGrams(Mapping[Key, Tensor]):
+    """Σ x xᵀ of many linears in a directory, float32: read when asked for, never kept in memory."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+
+    def store(self, key: Key, gram: Gram) -> None:
+        """Write the Gram of a linear."""
+        self.directory.mkdir(exist_ok=True)
+        products_CC = gram.products_CC.to("cpu", torch.float32)
+        save_file({"products": products_CC}, self._path(key))
+
+    def __getitem__(self, key: Key) -> Tensor:
+        if not self._path(key).is_file():
+            raise KeyError(key)
+        products_CC: Tensor = load_file(self._path(key))["products"]
+        return products_CC.to(_dtype(len(products_CC)))
+
+    def __iter__(self) -> Iterator[Key]:
+        for path in sorted(self.directory.glob("*.safetensors")):
+            layer, linear, _ = path.name.split(".")
+            yield int(layer), linear
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _path(self, key: Key) -> Path:
+        return self.directory / f"{key[0]}.{key[1]}.safetensors"
+
+
 def refit(weight_HC: Tensor, gram_CC: Tensor, kept_K: Tensor, damping: float) -> Tensor:
     """The weights of the kept inputs that come closest to what all inputs gave; (H, K).
 
     W' = (W H_:K + λ W_K)(H_KK + λ I)⁻¹ minimises ‖W X − W' X_K‖² + λ ‖W' − W_K‖², where λ is
     `damping` times the mean of H's diagonal.  Computed in the Gram's dtype, returned in it.
     """
-    weight_HC = weight_HC.to(gram_CC)
-    ridge = damping * float(gram_CC.diagonal().mean())
-    target_HK = weight_HC @ gram_CC[:, kept_K] + ridge * weight_HC[:, kept_K]
-    factor_KK = _factor(gram_CC[kept_K][:, kept_K], ridge)
-    return torch.cholesky_solve(target_HK.T, factor_KK).T
+    fitted_KH, _ = _fit(weight_HC.to(gram_CC), gram_CC, kept_K, _ridge(gram_CC, damping))
+    return fitted_KH.T
 
 
 def elimination(
@@ -70,12 +103,12 @@ def elimination(
     """
     num_units = weight_HC.shape[1] // channels
     batch = -(-num_units // rounds)
-    ridge = damping * float(gram_CC.diagonal().mean())
+    weight_HC, ridge = weight_HC.to(gram_CC), _ridge(gram_CC, damping)
     left_U = torch.arange(num_units, device=gram_CC.device)
     costs_U = torch.zeros(num_units, dtype=torch.float64)
     floor = 0.0
     while len(left_U):
-        rise_U = _rises(weight_HC.to(gram_CC), gram_CC, left_U, channels, ridge).cpu()
+        rise_U = _rises(weight_HC, gram_CC, left_U, channels, ridge).cpu()
         leaving = rise_U.argsort(stable=True)[:batch]
         for position in leaving.tolist():
             floor = max(float(rise_U[position]), math.nextafter(floor, math.inf))
@@ -92,36 +125,46 @@ def channels_of(units_U: Tensor, channels: int) -> Tensor:
     return (units_U[:, None] * channels + within_S).flatten()
 
 
+def _dtype(num_channels: int) -> torch.dtype:
+    return torch.float64 if num_channels <= WIDE else torch.float32
+
+
 def _rises(
     weight_HC: Tensor, gram_CC: Tensor, left_U: Tensor, channels: int, ridge: float
 ) -> Tensor:
     """How much the error rises when one of the units that are left leaves; (units left,)."""
     kept_K = channels_of(left_U, channels)
-    factor_KK = _factor(gram_CC[kept_K][:, kept_K], ridge)
-    target_HK = weight_HC @ gram_CC[:, kept_K] + ridge * weight_HC[:, kept_K]
-    fitted_KH = torch.cholesky_solve(target_HK.T, factor_KK)
-    inverse_KK = torch.cholesky_inverse(factor_KK)
+    fitted_KH, factor_KK = _fit(weight_HC, gram_CC, kept_K, ridge)
     fitted_USH = fitted_KH.view(len(left_U), channels, -1)
-    blocks_USS = _diagonal_blocks(inverse_KK, channels)
-    if channels == 1:
-        return (fitted_USH.square().sum(dim=(1, 2)) / blocks_USS[:, 0, 0]).double()
+    blocks_USS = _diagonal_blocks(torch.cholesky_inverse(factor_KK), channels)
     solved_USH = torch.linalg.solve(blocks_USS, fitted_USH)
-    return (fitted_USH * solved_USH).sum(dim=(1, 2), dtype=torch.float64)
+    rises_U: Tensor = (fitted_USH * solved_USH).sum(dim=(1, 2), dtype=torch.float64)
+    return rises_U
+
+
+def _ridge(gram_CC: Tensor, damping: float) -> float:
+    return damping * float(gram_CC.diagonal().mean())
+
+
+def _fit(weight_HC: Tensor, gram_CC: Tensor, kept_K: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """The refit weights, transposed, and the Cholesky factor of the damped H_KK.
+
+    The ridge doubles until rounding lets the matrix be positive definite.
+    """
+    damped_KK = gram_CC[kept_K][:, kept_K]
+    if not damped_KK.isfinite().all():
+        raise InvalidInput("base", "its activations on the calibration text are not finite")
+    ridge = max(ridge, torch.finfo(damped_KK.dtype).tiny)  # all inputs may be zero
+    damped_KK.diagonal().add_(ridge)
+    factor_KK, failed = torch.linalg.cholesky_ex(damped_KK)
+    while failed:
+        damped_KK.diagonal().add_(ridge)
+        ridge *= 2
+        factor_KK, failed = torch.linalg.cholesky_ex(damped_KK)
+    target_HK = weight_HC @ gram_CC[:, kept_K] + ridge * weight_HC[:, kept_K]
+    return torch.cholesky_solve(target_HK.T, factor_KK), factor_KK
 
 
 def _diagonal_blocks(matrix_KK: Tensor, size: int) -> Tensor:
     grid = matrix_KK.view(len(matrix_KK) // size, size, -1, size)
     return grid.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-
-
-def _factor(matrix_KK: Tensor, ridge: float) -> Tensor:
-    """The Cholesky factor of matrix + ridge · I; the ridge doubles until rounding allows it."""
-    scale = float(matrix_KK.diagonal().mean()) or 1.0
-    ridge = max(ridge, torch.finfo(matrix_KK.dtype).eps * scale)
-    matrix_KK.diagonal().add_(ridge)
-    while True:
-        factor_KK, failed = torch.linalg.cholesky_ex(matrix_KK)
-        if not failed:
-            return factor_KK
-        matrix_KK.diagonal().add_(ridge)
-        ridge *= 2

@@ -17,19 +17,57 @@ import torch
 from torch import Tensor, nn
 
 from pruning.checkpoint import Checkpoint
-from pruning.grams import Gram
+from pruning.grams import Gram, StoredGrams, refit
+from pruning.progress import Progress
 from pruning.streaming import mapped, one_layer_body, return_freed_memory, rows_of, slices
 from pruning.tensors import EMBEDDING
-from pruning.units import BLOCKS, READERS, Kind
+from pruning.units import BLOCKS, KINDS, READERS, Kind
 
 
 @dataclass(frozen=True)
 class Reader:
     """What reads a block's units from now on: outputs = weight · inputs[kept] + bias."""
 
+    num_inputs: int
     kept_K: Tensor
     weight_HK: Tensor
     bias_H: Tensor | None = None
+
+    @classmethod
+    def dense(cls, tensors: Mapping[str, Tensor], kind: Kind, device: torch.device) -> "Reader":
+        """A layer's own reader, from tensors named as Checkpoint.layer names them."""
+        name = f"{BLOCKS[kind]}.{READERS[kind]}"
+        weight_HC, bias_H = tensors[f"{name}.weight"].to(device), tensors.get(f"{name}.bias")
+        every_C = torch.arange(weight_HC.shape[1], device=device)
+        bias_H = None if bias_H is None else bias_H.to(device)
+        return cls(len(every_C), every_C, weight_HC, bias_H)
+
+    def named(self, kind: Kind) -> dict[str, Tensor]:
+        """Weight, and bias if there is one, on the CPU, named as Checkpoint.layer names them."""
+        name = f"{BLOCKS[kind]}.{READERS[kind]}"
+        named = {f"{name}.weight": self.weight_HK.cpu().contiguous()}
+        if self.bias_H is not None:
+            named[f"{name}.bias"] = self.bias_H.cpu()
+        return named
+
+
+def refit_reader(
+    dense: Reader, gram: Gram, kept_K: Tensor, damping: float, gains_bias: bool
+) -> Reader:
+    """The reader of the kept inputs that comes closest to a dense one; in its dtypes.
+
+    With a bias, weights are fit to the deviations from the mean, and the bias makes up the mean.
+    """
+    has_bias = gains_bias or dense.bias_H is not None
+    gram_CC = gram.centred_CC() if has_bias else gram.products_CC
+    weight_HK = refit(dense.weight_HK, gram_CC, kept_K, damping).to(dense.weight_HK.dtype)
+    if not has_bias:
+        return Reader(dense.num_inputs, kept_K, weight_HK)
+    mean_C = gram.mean_C
+    bias_H = dense.weight_HK.double() @ mean_C - weight_HK.double() @ mean_C[kept_K]
+    if dense.bias_H is not None:
+        bias_H += dense.bias_H
+    return Reader(dense.num_inputs, kept_K, weight_HK, bias_H.to(weight_HK.dtype))
 
 
 class Blocks:
@@ -103,11 +141,11 @@ class Passage:
         assert gram is not None
         return gram
 
-    def read(self, kind: Kind, num_channels: int, reader: Reader) -> None:
+    def read(self, kind: Kind, reader: Reader) -> None:
         """Add what a reader makes of the inputs that `gram` saw to the hidden states."""
         weight_HK = reader.weight_HK.float()
         for rows in self._batches():
-            inputs_BTC = self._inputs(num_channels)[rows].to(weight_HK.device)
+            inputs_BTC = self._inputs(reader.num_inputs)[rows].to(weight_HK.device)
             outputs_BTH = inputs_BTC[..., reader.kept_K] @ weight_HK.T
             if reader.bias_H is not None:
                 outputs_BTH += reader.bias_H.float()
@@ -144,3 +182,24 @@ class Passage:
 
     def _batches(self) -> list[slice]:
         return slices(len(self.ids_ST), rows_of(self.ids_ST))
+
+
+def counted(ids_ST: Tensor, sink_tokens: int) -> Tensor:
+    """All tokens but the first `sink_tokens` of each sequence; (S, T) bool."""
+    counted_ST = torch.ones_like(ids_ST, dtype=torch.bool)
+    counted_ST[:, :sink_tokens] = False
+    return counted_ST
+
+
+def dense_grams(passage: Passage, checkpoint: Checkpoint, out: Path, progress: Progress) -> None:
+    """Store the Grams of all readers of a base as it is; two of them are ever in memory."""
+    blocks, grams = Blocks(checkpoint), StoredGrams(out)
+    num_layers = len(checkpoint.geometry.layers)
+    for layer in range(num_layers):
+        progress(layer / num_layers, f"Gram matrices, layer {layer + 1} of {num_layers}")
+        tensors = checkpoint.layer(layer)
+        blocks.fill(tensors)
+        for kind in KINDS:
+            grams.store((layer, READERS[kind]), passage.gram(blocks, kind))
+            passage.read(kind, Reader.dense(tensors, kind, blocks.device))
+        passage.finish_layer()
