@@ -44,8 +44,10 @@ def check(geometry: Geometry, recipe: Recipe) -> None:
     """
     methods.resolve("criterion", recipe.criterion)
     methods.resolve("allocator", recipe.allocator)
-    for method in recipe.recovery:
-        methods.resolve("recovery", method)
+    for position, method in enumerate(recipe.recovery):
+        entry, _ = methods.resolve("recovery", method)
+        if position and entry.from_dense:
+            raise InvalidInput("recovery", f"{entry.name} starts from the dense base: put it first")
     if len(set(geometry.layers)) > 1:
         raise InvalidInput("base", "layers differ in width: it is slim already; give a dense base")
     _check_blocks(geometry, recipe)

@@ -24,7 +24,7 @@ from pruning.methods import Statistic, resolve
 from pruning.progress import Progress, part
 from pruning.recipe import Fleet, PruneSpec
 from pruning.registry import LayerScores
-from pruning.stats import Statistics, collect
+from pruning.stats import Statistics, collect_into
 from pruning.tensors import block_of
 from pruning.text import calibration_ids, load_tokenizer
 
@@ -64,8 +64,8 @@ def calibrate(
         tenant = Tenant(spec.base, spec.adapters[name], name)
         ids_ST = _ids(spec, spec.recipe.fleet, name)
         here = part(progress, number / len(weights), (number + 1) / len(weights))
-        statistics = collect(tenant, ids_ST, needs, destination, here)
-        statistics.save(destination / f"{name}.safetensors")
+        path = destination / f"{name}.safetensors"
+        collect_into(path, tenant, ids_ST, needs, spec.recipe.sink_tokens, here)
 
 
 def scores(

@@ -20,6 +20,7 @@ Statistic = Literal[
     "relevance",
     "lora_saliency",
     "zeroth_order",
+    "input_grams",
 ]
 
 
@@ -93,6 +94,15 @@ class PqParams(Params):
         if self.p >= self.q:
             raise ValueError("p must be less than q")
         return self
+
+
+class ObsParams(Params):
+    damping: float = Field(0.01, gt=0, le=1)  # of the mean of the Gram's diagonal
+    rounds: int = Field(16, ge=1)  # in which units leave; more is greedier and slower
+
+
+class ClosedFormParams(Params):
+    damping: float = Field(0.01, gt=0, le=1)  # of the mean of the Gram's diagonal
 
 
 class GlobalParams(Params):
@@ -187,6 +197,7 @@ class MethodEntry:
     needs: frozenset[Statistic] = frozenset()  # what the calibration pass must always collect
     comparable: bool = True  # whether scores of different layers are on one scale
     needs_rows: bool = False  # whether it looks at outputs of the base on an adapter's own rows
+    from_dense: bool = False  # a recovery that undoes what others did before it
 
 
 ENTRIES = (
@@ -357,6 +368,20 @@ ENTRIES = (
         params=PqParams,
     ),
     MethodEntry(
+        "criterion",
+        "obs",
+        "error that is left when a unit leaves and the others are refit (ZipLM)",
+        Paper(
+            "Kurtic et al.",
+            "ZipLM: Inference-Aware Structured Pruning of Language Models",
+            "NeurIPS 2023",
+            "https://arxiv.org/abs/2302.04089",
+        ),
+        params=ObsParams,
+        needs=frozenset({"input_grams"}),
+        comparable=False,
+    ),
+    MethodEntry(
         "allocator",
         "uniform",
         "the same number of units in every layer",
@@ -427,6 +452,19 @@ ENTRIES = (
             "https://arxiv.org/abs/2312.15230",
         ),
         params=TrainingParams,
+    ),
+    MethodEntry(
+        "recovery",
+        "closed_form",
+        "least-squares refit of o_proj and down_proj, layer by layer (FASP)",
+        Paper(
+            "Hu et al.",
+            "FASP: Fast and Accurate Structured Pruning of Large Language Models",
+            "arXiv 2025",
+            "https://arxiv.org/abs/2501.09412",
+        ),
+        params=ClosedFormParams,
+        from_dense=True,
     ),
     MethodEntry(
         "merge",

@@ -27,7 +27,7 @@ from pruning.repair import repair
 from pruning.reports.measure import measure
 from pruning.reports.page import render
 from pruning.slicing import slice_base
-from pruning.stats import Statistics, collect
+from pruning.stats import Statistics, collect_into
 from pruning.text import calibration_ids, check_length, load_tokenizer
 
 Stage = Callable[[PruneSpec, Path, Progress], None]
@@ -51,8 +51,8 @@ def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     repairs = (resolve("recovery", method)[0].needs for method in recipe.recovery)
     needs = means.union(entry.needs, params.needs, *repairs)
     own = part(progress, 0, 1 / (1 + len(spec.adapters))) if recipe.fleet else progress
-    statistics = collect(checkpoint, _calibration_ids(spec), needs, out, own)
-    statistics.save(out / "statistics.safetensors")
+    path, ids_ST = out / "statistics.safetensors", _calibration_ids(spec)
+    collect_into(path, checkpoint, ids_ST, needs, recipe.sink_tokens, own)
     if recipe.fleet:
         rest = part(progress, 1 / (1 + len(spec.adapters)), 1)
         fleet.calibrate(spec, entry.needs | params.needs, out / "fleet", rest)

@@ -124,6 +124,9 @@ class Recipe(_Frozen):
     training: Text | None = Field(
         None, description="what recovery trains on; all of the calibration text if not given"
     )
+    sink_tokens: int = Field(
+        0, ge=0, le=7, description="at the start of each sequence, that count in no Gram matrix"
+    )
     evaluation: Text
     seed: int = Field(0, ge=0)
 

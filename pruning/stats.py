@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pruning.checkpoint import Checkpoint
+from pruning.grams import StoredGrams
 from pruning.methods import Statistic
 from pruning.progress import Progress, part
 from pruning.statistics.absolute import AbsoluteMeans
@@ -27,7 +28,9 @@ from pruning.statistics.zeroth import ZerothOrder
 from pruning.streaming import Stream
 from pruning.tensors import block_of
 from pruning.units import READERS
+from pruning.walk import Passage, counted, dense_grams
 
+GRAMS = ".grams"  # suffix of the directory of Grams beside the file of statistics
 Key = tuple[int, str]  # layer, linear
 
 
@@ -92,10 +95,13 @@ class Statistics:
     absolute_means: Mapping[Key, AbsoluteMeans] = field(default_factory=dict)
     released_fluctuation: Mapping[Key, ReleasedFluctuation] = field(default_factory=dict)
     relevance: Mapping[Key, Relevance] = field(default_factory=dict)
+    grams: Mapping[Key, Tensor] = field(default_factory=dict)  # read when asked for
 
     def save(self, path: Path) -> None:
         tensors: dict[str, Tensor] = {}
         for statistic in fields(self):
+            if statistic.name == "grams":  # are files already
+                continue
             for (layer, linear), record in getattr(self, statistic.name).items():
                 for name, value in vars(record).items():
                     key = f"{layer}.{linear}.{statistic.name}.{name}"
@@ -111,10 +117,11 @@ class Statistics:
             records = parts.setdefault(statistic, {})
             records.setdefault((int(layer), linear), {})[part_name] = value
         return cls(
+            grams=StoredGrams(path.with_suffix(GRAMS)),
             **{
                 statistic: {key: _RECORDS[statistic](**values) for key, values in records.items()}
                 for statistic, records in parts.items()
-            }
+            },
         )
 
 
@@ -129,6 +136,24 @@ _RECORDS: Mapping[str, Callable[..., Any]] = {
     "released_fluctuation": ReleasedFluctuation,
     "relevance": Relevance,
 }
+
+
+def collect_into(
+    path: Path,
+    checkpoint: Checkpoint,
+    ids_ST: Tensor,
+    needs: Collection[Statistic],
+    sink_tokens: int,
+    progress: Progress,
+) -> None:
+    """Collect what `needs` names for `Statistics.load(path)`; Grams get a directory beside it."""
+    grams = {"input_grams"}.intersection(needs)
+    share = part(progress, 0, 0.5) if grams else progress
+    collect(checkpoint, ids_ST, set(needs) - grams, path.parent, share).save(path)
+    if grams:
+        with TemporaryDirectory(dir=path.parent) as states:
+            passage = Passage(checkpoint, ids_ST, counted(ids_ST, sink_tokens), Path(states))
+            dense_grams(passage, checkpoint, path.with_suffix(GRAMS), part(progress, 0.5, 1))
 
 
 def collect(

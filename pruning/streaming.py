@@ -7,6 +7,7 @@ Hidden states between layers lie in memory-mapped files below a work directory.
 
 import ctypes
 import itertools
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,7 +45,7 @@ class Stream:
         self.checkpoint, self.ids_ST, self.work = checkpoint, ids_ST, work
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.num_layers = len(checkpoint.geometry.layers)
-        self._body, self.norm = _one_layer_body(checkpoint, self.device)
+        self._body, self.norm = one_layer_body(checkpoint, self.device)
         self.layer: nn.Module = self._body.layers[0]
 
     def forward(self, prepare: Visit, *, keep_inputs: bool, progress: Progress) -> None:
@@ -108,11 +109,11 @@ class Stream:
                 self._fill(i)
                 if i == index:
                     alter(self.layer)
-                batches = _slices(len(states_STH), self._rows)
+                batches = slices(len(states_STH), self._rows)
                 states_STH = torch.cat([self._run(states_STH[rows]).cpu() for rows in batches])
             head_VH = self.checkpoint.head().to(self.device, torch.float32)
             for row, ids_T in enumerate(self.ids_ST[:num_sequences]):
-                for chunk in _slices(len(ids_T) - 1, HEAD_TOKENS):
+                for chunk in slices(len(ids_T) - 1, HEAD_TOKENS):
                     logits_NV = self.norm(states_STH[row, chunk].to(self.device)) @ head_VH.T
                     targets_N = ids_T[1:][chunk].to(self.device)
                     total += next_token_loss(logits_NV, targets_N).item()
@@ -122,7 +123,7 @@ class Stream:
     def _embed(self) -> None:
         embedding_VH = self.checkpoint.tensor(EMBEDDING)
         states_STH = self._states(0)
-        for rows in _slices(len(self.ids_ST), self._rows):
+        for rows in slices(len(self.ids_ST), self._rows):
             states_STH[rows] = embedding_VH[self.ids_ST[rows]].float()
 
     def _head_gradient(self, objective: Objective) -> Tensor:
@@ -131,7 +132,7 @@ class Stream:
         num_targets = self.ids_ST[:, 1:].numel()
         states_STH, gradient_STH = self._states(self.num_layers), self._states(-1)
         for row, ids_T in enumerate(self.ids_ST):
-            for chunk in _slices(len(ids_T) - 1, HEAD_TOKENS):
+            for chunk in slices(len(ids_T) - 1, HEAD_TOKENS):
                 last_NH = states_STH[row, chunk].to(self.device, copy=True).requires_grad_()
                 targets_N = ids_T[1:][chunk].to(self.device)
                 logits_NV = self.norm(last_NH) @ head_VH.T
@@ -145,7 +146,7 @@ class Stream:
         """Put a layer's weights in the place of the last one's, and its gradients to zero."""
         self.layer.load_state_dict(self.checkpoint.layer(index))
         self.layer.zero_grad(set_to_none=False)
-        _return_freed_memory()
+        return_freed_memory()
 
     def _run(self, states_STH: Tensor) -> Tensor:
         states_STH = states_STH.to(self.device)
@@ -158,35 +159,46 @@ class Stream:
     def _states(self, boundary: int) -> Tensor:
         """The states before a layer (after the last for num_layers), or the gradient for -1."""
         shape = (*self.ids_ST.shape, self.checkpoint.geometry.hidden_size)
-        size = shape[0] * shape[1] * shape[2]
-        path = str(self._path(boundary))
-        return torch.from_file(path, shared=True, size=size, dtype=torch.float32).view(shape)
+        return mapped(self._path(boundary), shape)
 
     @property
     def _rows(self) -> int:
-        return max(1, BATCH_TOKENS // self.ids_ST.shape[1])
+        return rows_of(self.ids_ST)
 
     def _batches(
         self, step: int, steps: int, what: str, progress: Progress, size: int
     ) -> Iterator[slice]:
         num_rows = len(self.ids_ST)
-        for rows in _slices(num_rows, size):
+        for rows in slices(num_rows, size):
             progress((step + rows.start / num_rows) / steps, f"{what}, layer {step + 1} of {steps}")
             yield rows
 
 
-def _return_freed_memory() -> None:
+def rows_of(ids_ST: Tensor) -> int:
+    """How many sequences run through a layer at a time."""
+    return max(1, BATCH_TOKENS // ids_ST.shape[1])
+
+
+def mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """The float32 tensor in a file, made if need be; what is written to it is in the file."""
+    size = math.prod(shape)
+    tensor = torch.from_file(str(path), shared=True, size=size, dtype=torch.float32)
+    return tensor.view(shape)
+
+
+def return_freed_memory() -> None:
     """Without this the C library keeps what a layer freed, a few MB more with every layer."""
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _slices(length: int, size: int) -> list[slice]:
+def slices(length: int, size: int) -> list[slice]:
+    """Slices of at most `size` that cover `length`."""
     bounds = [*range(0, length, size), length]
     return [slice(a, b) for a, b in itertools.pairwise(bounds)]
 
 
-def _one_layer_body(checkpoint: Checkpoint, device: torch.device) -> tuple[Any, nn.Module]:
+def one_layer_body(checkpoint: Checkpoint, device: torch.device) -> tuple[Any, nn.Module]:
     """The family's stock model with one empty layer, and its final norm, filled, apart.
 
     Through the stock model's own forward come positions, masks and sliding windows as it makes

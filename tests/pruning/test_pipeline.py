@@ -79,6 +79,7 @@ def report_of(work: Path) -> Report:
         {"criterion": {"name": "fluctuation"}, "bias_compensation": True},
         {"criterion": {"name": "magnitude"}, "blocks": {"attention": 1, "mlp": 1}},
         {"criterion": {"name": "random"}, "export": "uniform"},
+        {"criterion": {"name": "obs"}, "recovery": [{"name": "closed_form"}], "sink_tokens": 1},
     ],
     ids=lambda changes: changes["criterion"]["name"],
 )
@@ -87,7 +88,7 @@ def test_two_runs_with_one_seed_write_the_same_bytes(
 ):
     asked = spec(**changes)
     works = [run(asked, tmp_path / name) for name in ("one", "two")]
-    for part in ("plan", "slice", "carry"):
+    for part in ("plan", "slice", "recover", "carry"):
         assert tree_digest(works[0] / part) == tree_digest(works[1] / part)
     one, two = (report_of(work).model_dump(exclude={"stages"}) for work in works)
     assert one == two

@@ -305,3 +305,17 @@ def test_random_scores_differ_from_layer_to_layer():
     views = [LayerView(GEOMETRY, layer, WEIGHTS, Statistics(), 0) for layer in (0, 1)]
     first, second = (function(view, params) for view in views)
     assert first.ffn_channel.tolist() != second.ffn_channel.tolist()
+
+
+def test_obs_charges_a_unit_for_what_the_others_cannot_take_over():
+    # o_proj: inputs uncorrelated, of energy 1, so a unit costs its squared weights: 1 + 4, 4 + 1;
+    # down_proj: channel 2 is always minus channel 0 and leaves for (almost) nothing, its weights
+    # going to channel 0; then channel 1 costs 1, and channel 0 the rest
+    down = torch.tensor([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 1.0]])
+    grams = {(0, "o_proj"): torch.eye(4), (0, "down_proj"): down}
+    groups, channels = as_lists(score("obs", Statistics(grams=grams), damping=1e-6, rounds=3))
+    assert groups == pytest.approx([5, 5], rel=1e-4)
+    assert channels[2] == pytest.approx(0, abs=1e-4)
+    assert channels[1] == pytest.approx(1, rel=1e-4)
+    # channel 0 reads with (4, 0) - (1, -1) = (3, 1)
+    assert channels[0] == pytest.approx(10, rel=1e-4)

@@ -1,0 +1,31 @@
+"""OBS: what a unit costs once the units that stay have been refit in its place.
+
+Kurtic et al., "ZipLM: Inference-Aware Structured Pruning of Language Models", NeurIPS 2023,
+https://arxiv.org/abs/2302.04089, its structured Optimal Brain Surgeon: the units of a layer leave
+greedily, each at the rise of the reader's squared output error that no refit could avoid.
+
+Scored on the inputs of the dense base.  Scoring on inputs that went through the pruned and refit
+layers before gave the same quality on the bundled model.
+"""
+
+import torch
+from torch import Tensor
+
+from pruning.grams import elimination
+from pruning.methods import ObsParams
+from pruning.registry import LayerScores, LayerView
+from pruning.units import READERS, Kind, members
+
+
+def score(layer: LayerView, params: ObsParams) -> LayerScores:
+    """Summed squared error over the calibration tokens that each unit adds as it leaves."""
+    return LayerScores(_costs(layer, "kv_group", params), _costs(layer, "ffn_channel", params))
+
+
+def _costs(layer: LayerView, kind: Kind, params: ObsParams) -> Tensor:
+    reader = READERS[kind]
+    (member,) = (m for m in members(layer.geometry, layer.index, kind) if m.linear == reader)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gram_CC = layer.statistics.grams[layer.index, reader].to(device)
+    weight_HC = layer.weights[reader].to(device)
+    return elimination(weight_HC, gram_CC, member.channels, params.damping, params.rounds)

@@ -1,0 +1,170 @@
+"""Gram matrices of a reader's inputs, and what least squares makes of them.
+
+A reader (o_proj, down_proj) computes W x.  With H = Σ x xᵀ over calibration tokens, everything
+that can be asked about leaving out some of its inputs has an answer in closed form.
+"""
+
+# Shape suffixes:  N = tokens,  H = outputs of a reader,  C = its inputs,  K = inputs that stay,
+# U = units,  S = channels of a unit.
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pruning.errors import InvalidInput
+
+Key = tuple[int, str]  # layer, linear
+WIDE = 4096  # inputs beyond which a Gram is held and factorized in float32, not float64
+
+
+class Gram:
+    """Σ x xᵀ and Σ x of a linear's inputs, added up batch by batch on one device."""
+
+    def __init__(self, num_channels: int, device: torch.device | str = "cpu"):
+        shape = num_channels, num_channels
+        self.count = 0
+        self.sum_C = torch.zeros(num_channels, dtype=torch.float64, device=device)
+        self.products_CC = torch.zeros(shape, dtype=_dtype(num_channels), device=device)
+
+    def add(self, inputs_NC: Tensor) -> None:
+        """Add tokens; float32 products of one batch, summed in the Gram's dtype."""
+        self.count += len(inputs_NC)
+        self.sum_C += inputs_NC.sum(dim=0, dtype=torch.float64)
+        if self.products_CC.dtype == inputs_NC.dtype:
+            self.products_CC.addmm_(inputs_NC.T, inputs_NC)
+        else:
+            self.products_CC += inputs_NC.T @ inputs_NC
+
+    @property
+    def mean_C(self) -> Tensor:
+        """Mean of the inputs, float64."""
+        return self.sum_C / self.count
+
+    def centred_CC(self) -> Tensor:
+        """Σ (x − mean)(x − mean)ᵀ."""
+        mean_C = self.mean_C
+        outer_CC = torch.outer(mean_C, self.sum_C).to(self.products_CC.dtype)
+        return self.products_CC - outer_CC
+
+
+class StoredGrams(Mapping[Key, Tensor]):
+    """Σ x xᵀ of many linears in a directory, float32: read when asked for, never kept in memory."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+
+    def store(self, key: Key, gram: Gram) -> None:
+        """Write the Gram of a linear."""
+        self.directory.mkdir(exist_ok=True)
+        products_CC = gram.products_CC.to("cpu", torch.float32)
+        save_file({"products": products_CC}, self._path(key))
+
+    def __getitem__(self, key: Key) -> Tensor:
+        if not self._path(key).is_file():
+            raise KeyError(key)
+        products_CC: Tensor = load_file(self._path(key))["products"]
+        return products_CC.to(_dtype(len(products_CC)))
+
+    def __iter__(self) -> Iterator[Key]:
+        for path in sorted(self.directory.glob("*.safetensors")):
+            layer, linear, _ = path.name.split(".")
+            yield int(layer), linear
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _path(self, key: Key) -> Path:
+        return self.directory / f"{key[0]}.{key[1]}.safetensors"
+
+
+def refit(weight_HC: Tensor, gram_CC: Tensor, kept_K: Tensor, damping: float) -> Tensor:
+    """The weights of the kept inputs that come closest to what all inputs gave; (H, K).
+
+    W' = (W H_:K + λ W_K)(H_KK + λ I)⁻¹ minimises ‖W X − W' X_K‖² + λ ‖W' − W_K‖², where λ is
+    `damping` times the mean of H's diagonal.  Computed in the Gram's dtype, returned in it.
+    """
+    fitted_KH, _ = _fit(weight_HC.to(gram_CC), gram_CC, kept_K, _ridge(gram_CC, damping))
+    return fitted_KH.T
+
+
+def elimination(
+    weight_HC: Tensor, gram_CC: Tensor, channels: int, damping: float, rounds: int
+) -> Tensor:
+    """What each unit costs when the cheapest leave first and the others are refit; (U,) float64.
+
+    A unit S costs tr(W_S ((H⁻¹)_SS)⁻¹ W_Sᵀ), the exact rise of ‖W X − W' X_K‖² when it leaves the
+    units K and the rest is refit.  In each of `rounds` rounds the lowest 1/rounds of all units
+    leave together.  Costs rise strictly in the order of leaving, so that ranking them is that
+    order: where greed makes a later unit cheaper, it counts as much as the one before.
+    """
+    num_units = weight_HC.shape[1] // channels
+    batch = -(-num_units // rounds)
+    weight_HC, ridge = weight_HC.to(gram_CC), _ridge(gram_CC, damping)
+    left_U = torch.arange(num_units, device=gram_CC.device)
+    costs_U = torch.zeros(num_units, dtype=torch.float64)
+    floor = 0.0
+    while len(left_U):
+        rise_U = _rises(weight_HC, gram_CC, left_U, channels, ridge).cpu()
+        leaving = rise_U.argsort(stable=True)[:batch]
+        for position in leaving.tolist():
+            floor = max(float(rise_U[position]), math.nextafter(floor, math.inf))
+            costs_U[left_U[position]] = floor
+        stays = torch.ones(len(left_U), dtype=torch.bool)
+        stays[leaving] = False
+        left_U = left_U[stays.to(left_U.device)]
+    return costs_U
+
+
+def channels_of(units_U: Tensor, channels: int) -> Tensor:
+    """The inputs that units hold, in the units' order; (units · channels,)."""
+    within_S = torch.arange(channels, device=units_U.device)
+    return (units_U[:, None] * channels + within_S).flatten()
+
+
+def _dtype(num_channels: int) -> torch.dtype:
+    return torch.float64 if num_channels <= WIDE else torch.float32
+
+
+def _rises(
+    weight_HC: Tensor, gram_CC: Tensor, left_U: Tensor, channels: int, ridge: float
+) -> Tensor:
+    """How much the error rises when one of the units that are left leaves; (units left,)."""
+    kept_K = channels_of(left_U, channels)
+    fitted_KH, factor_KK = _fit(weight_HC, gram_CC, kept_K, ridge)
+    fitted_USH = fitted_KH.view(len(left_U), channels, -1)
+    blocks_USS = _diagonal_blocks(torch.cholesky_inverse(factor_KK), channels)
+    solved_USH = torch.linalg.solve(blocks_USS, fitted_USH)
+    rises_U: Tensor = (fitted_USH * solved_USH).sum(dim=(1, 2), dtype=torch.float64)
+    return rises_U
+
+
+def _ridge(gram_CC: Tensor, damping: float) -> float:
+    return damping * float(gram_CC.diagonal().mean())
+
+
+def _fit(weight_HC: Tensor, gram_CC: Tensor, kept_K: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """The refit weights, transposed, and the Cholesky factor of the damped H_KK.
+
+    The ridge doubles until rounding lets the matrix be positive definite.
+    """
+    damped_KK = gram_CC[kept_K][:, kept_K]
+    if not damped_KK.isfinite().all():
+        raise InvalidInput("base", "its activations on the calibration text are not finite")
+    ridge = max(ridge, torch.finfo(damped_KK.dtype).tiny)  # all inputs may be zero
+    damped_KK.diagonal().add_(ridge)
+    factor_KK, failed = torch.linalg.cholesky_ex(damped_KK)
+    while failed:
+        damped_KK.diagonal().add_(ridge)
+        ridge *= 2
+        factor_KK, failed = torch.linalg.cholesky_ex(damped_KK)
+    target_HK = weight_HC @ gram_CC[:, kept_K] + ridge * weight_HC[:, kept_K]
+    return torch.cholesky_solve(target_HK.T, factor_KK), factor_KK
+
+
+def _diagonal_blocks(matrix_KK: Tensor, size: int) -> Tensor:
+    grid = matrix_KK.view(len(matrix_KK) // size, size, -1, size)
+    return grid.diagonal(dim1=0, dim2=2).permute(2, 0, 1)

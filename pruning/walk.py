@@ -1,0 +1,205 @@
+"""A base walked block by block while its readers are replaced: each sees what came before it.
+
+Layer l reads hidden states that went through the new readers of all layers before, and the MLP
+those of its own layer's new attention.  Memory holds one layer; hidden states lie on disk.
+"""
+
+# Shape suffixes:  S = sequences,  T = tokens,  H = hidden,  C = inputs of a reader,
+# K = inputs that stay,  B = sequences of a batch,  N = tokens that count.
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruning.checkpoint import Checkpoint
+from pruning.grams import Gram, StoredGrams, refit
+from pruning.progress import Progress
+from pruning.streaming import mapped, one_layer_body, return_freed_memory, rows_of, slices
+from pruning.tensors import EMBEDDING
+from pruning.units import BLOCKS, KINDS, READERS, Kind
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What reads a block's units from now on: outputs = weight · inputs[kept] + bias."""
+
+    num_inputs: int
+    kept_K: Tensor
+    weight_HK: Tensor
+    bias_H: Tensor | None = None
+
+    @classmethod
+    def dense(cls, tensors: Mapping[str, Tensor], kind: Kind, device: torch.device) -> "Reader":
+        """A layer's own reader, from tensors named as Checkpoint.layer names them."""
+        name = f"{BLOCKS[kind]}.{READERS[kind]}"
+        weight_HC, bias_H = tensors[f"{name}.weight"].to(device), tensors.get(f"{name}.bias")
+        every_C = torch.arange(weight_HC.shape[1], device=device)
+        bias_H = None if bias_H is None else bias_H.to(device)
+        return cls(len(every_C), every_C, weight_HC, bias_H)
+
+    def named(self, kind: Kind) -> dict[str, Tensor]:
+        """Weight, and bias if there is one, on the CPU, named as Checkpoint.layer names them."""
+        name = f"{BLOCKS[kind]}.{READERS[kind]}"
+        named = {f"{name}.weight": self.weight_HK.cpu().contiguous()}
+        if self.bias_H is not None:
+            named[f"{name}.bias"] = self.bias_H.cpu()
+        return named
+
+
+def refit_reader(
+    dense: Reader, gram: Gram, kept_K: Tensor, damping: float, gains_bias: bool
+) -> Reader:
+    """The reader of the kept inputs that comes closest to a dense one; in its dtypes.
+
+    With a bias, weights are fit to the deviations from the mean, and the bias makes up the mean.
+    """
+    has_bias = gains_bias or dense.bias_H is not None
+    gram_CC = gram.centred_CC() if has_bias else gram.products_CC
+    weight_HK = refit(dense.weight_HK, gram_CC, kept_K, damping).to(dense.weight_HK.dtype)
+    if not has_bias:
+        return Reader(dense.num_inputs, kept_K, weight_HK)
+    mean_C = gram.mean_C
+    bias_H = dense.weight_HK.double() @ mean_C - weight_HK.double() @ mean_C[kept_K]
+    if dense.bias_H is not None:
+        bias_H += dense.bias_H
+    return Reader(dense.num_inputs, kept_K, weight_HK, bias_H.to(weight_HK.dtype))
+
+
+class Blocks:
+    """The blocks of a base, one layer of them at a time, each up to the inputs of its reader."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._body, _ = one_layer_body(checkpoint, self.device)
+        self._branch = _Branch(self._body.layers[0])
+        self._body.layers = nn.ModuleList([self._branch])
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put a layer's tensors, named as Checkpoint.layer names them, in the place of the last."""
+        readers = tuple(f"{BLOCKS[kind]}.{READERS[kind]}." for kind in READERS)
+        rows = {name: t for name, t in tensors.items() if not name.startswith(readers)}
+        self._branch.layer.load_state_dict(rows)
+        return_freed_memory()
+
+    @torch.no_grad()
+    def inputs(self, kind: Kind, states_BTH: Tensor) -> Tensor:
+        """What the reader of a block is given, (B, T, C), for hidden states before the block."""
+        self._branch.kind = kind
+        states_BTH = states_BTH.to(self.device)
+        found: Tensor = self._body(inputs_embeds=states_BTH, use_cache=False).last_hidden_state
+        return found
+
+
+class _Branch(nn.Module):
+    """Stands for a decoder layer of the stock model and ends where the reader would begin."""
+
+    kind: Kind = "kv_group"
+
+    def __init__(self, layer: Any):
+        super().__init__()
+        layer.self_attn.o_proj, layer.mlp.down_proj = nn.Identity(), nn.Identity()
+        self.layer = layer
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        if self.kind == "ffn_channel":
+            inputs: Tensor = self.layer.mlp(self.layer.post_attention_layernorm(hidden_states))
+        else:
+            normed = self.layer.input_layernorm(hidden_states)
+            inputs, _ = self.layer.self_attn(hidden_states=normed, **kwargs)
+        return inputs
+
+
+class Passage:
+    """Sequences on their way through a base; what is below `work` survives a kill.
+
+    `counted_ST` says which tokens count in Grams: not padding, and not sinks where those are to be
+    left out.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, ids_ST: Tensor, counted_ST: Tensor, work: Path):
+        self.ids_ST, self.counted_ST, self.work = ids_ST, counted_ST, work
+        self.shape = (*ids_ST.shape, checkpoint.geometry.hidden_size)
+        work.mkdir(parents=True, exist_ok=True)
+        found = [int(path.stem.partition("-")[2]) for path in work.glob("states-*.f32")]
+        if not found:
+            self._embed(checkpoint)
+        self.layer = max(found, default=0)  # the layer that is next
+
+    def gram(self, blocks: Blocks, kind: Kind) -> Gram:
+        """Run the layer's block up to its reader; the Gram of what the reader is given."""
+        gram = None
+        for rows in self._batches():
+            inputs_BTC = blocks.inputs(kind, self._states(self._before(kind))[rows])
+            gram = gram or Gram(inputs_BTC.shape[2], inputs_BTC.device)
+            gram.add(inputs_BTC[self.counted_ST[rows]])
+            self._inputs(inputs_BTC.shape[2])[rows] = inputs_BTC.cpu()
+        assert gram is not None
+        return gram
+
+    def read(self, kind: Kind, reader: Reader) -> None:
+        """Add what a reader makes of the inputs that `gram` saw to the hidden states."""
+        weight_HK = reader.weight_HK.float()
+        for rows in self._batches():
+            inputs_BTC = self._inputs(reader.num_inputs)[rows].to(weight_HK.device)
+            outputs_BTH = inputs_BTC[..., reader.kept_K] @ weight_HK.T
+            if reader.bias_H is not None:
+                outputs_BTH += reader.bias_H.float()
+            states_BTH = self._states(self._before(kind))[rows]
+            self._states(self._after(kind))[rows] = states_BTH + outputs_BTH.cpu()
+
+    def skip(self, kind: Kind) -> None:
+        """The layer has no such block."""
+        shutil.copyfile(self.work / self._before(kind), self.work / self._after(kind))
+
+    def finish_layer(self) -> None:
+        """Go on to the next layer; a kill before this returns costs the work on this one."""
+        (self.work / self._after("ffn_channel")).rename(self.work / f"states-{self.layer + 1}.f32")
+        (self.work / f"states-{self.layer}.f32").unlink(missing_ok=True)
+        self.layer += 1
+
+    def _embed(self, checkpoint: Checkpoint) -> None:
+        embedding_VH = checkpoint.tensor(EMBEDDING)
+        for rows in self._batches():
+            self._states("embedded.f32")[rows] = embedding_VH[self.ids_ST[rows]].float()
+        (self.work / "embedded.f32").rename(self.work / "states-0.f32")
+
+    def _before(self, kind: Kind) -> str:
+        return f"states-{self.layer}.f32" if kind == "kv_group" else "attended.f32"
+
+    def _after(self, kind: Kind) -> str:
+        return "attended.f32" if kind == "kv_group" else "finished.f32"
+
+    def _states(self, name: str) -> Tensor:
+        return mapped(self.work / name, self.shape)
+
+    def _inputs(self, num_channels: int) -> Tensor:
+        return mapped(self.work / f"inputs-{num_channels}.f32", (*self.shape[:2], num_channels))
+
+    def _batches(self) -> list[slice]:
+        return slices(len(self.ids_ST), rows_of(self.ids_ST))
+
+
+def counted(ids_ST: Tensor, sink_tokens: int) -> Tensor:
+    """All tokens but the first `sink_tokens` of each sequence; (S, T) bool."""
+    counted_ST = torch.ones_like(ids_ST, dtype=torch.bool)
+    counted_ST[:, :sink_tokens] = False
+    return counted_ST
+
+
+def dense_grams(passage: Passage, checkpoint: Checkpoint, out: Path, progress: Progress) -> None:
+    """Store the Grams of all readers of a base as it is; two of them are ever in memory."""
+    blocks, grams = Blocks(checkpoint), StoredGrams(out)
+    num_layers = len(checkpoint.geometry.layers)
+    for layer in range(num_layers):
+        progress(layer / num_layers, f"Gram matrices, layer {layer + 1} of {num_layers}")
+        tensors = checkpoint.layer(layer)
+        blocks.fill(tensors)
+        for kind in KINDS:
+            grams.store((layer, READERS[kind]), passage.gram(blocks, kind))
+            passage.read(kind, Reader.dense(tensors, kind, blocks.device))
+        passage.finish_layer()

@@ -1,0 +1,185 @@
+"""The closed-form recovery as a stage of a job: bytes, error, resumption."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from pruning import budget
+from pruning.checkpoint import Checkpoint
+from pruning.digest import tree_digest
+from pruning.errors import InvalidInput
+from pruning.export import slim_config
+from pruning.geometry import Geometry
+from pruning.methods import ClosedFormParams
+from pruning.models.modeling import register
+from pruning.plan import Plan
+from pruning.recipe import Method, PruneSpec, Recipe, Text
+from pruning.recovery.closed_form import recover
+from pruning.registry import RecoveryContext
+from pruning.slicing import slice_base
+from pruning.stats import collect
+
+PARAMS = ClosedFormParams()
+
+
+def quiet(fraction: float, message: str) -> None:
+    return None
+
+
+def load(directory: Path) -> Any:
+    register()
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+def recipe(**changes: Any) -> Recipe:
+    text = Text(file="file-1")
+    return Recipe(
+        name="slim", base="dense", target=0.3, calibration=text, evaluation=text, **changes
+    )
+
+
+@pytest.fixture
+def context(dense_base: Callable[[str], Path], ids: Tensor, tmp_path: Path) -> Any:
+    """The context of a base cut after a plan."""
+
+    def make(plan: Plan, base: str = "llama", export: Any = "auto") -> RecoveryContext:
+        checkpoint = Checkpoint(dense_base(base))
+        statistics = collect(checkpoint, ids, {"input_moments"}, tmp_path, quiet)
+        config = slim_config(checkpoint.config, plan, export)
+        slice_base(checkpoint, plan, config, statistics, tmp_path / "cut", quiet)
+        directory = checkpoint.directory
+        spec = PruneSpec(
+            recipe=recipe(),
+            base=directory,
+            adapters={},
+            calibration=directory,
+            evaluation=directory,
+        )
+        (tmp_path / "state").mkdir()
+        return RecoveryContext(
+            spec,
+            checkpoint,
+            plan,
+            statistics,
+            ids,
+            source=tmp_path / "cut",
+            destination=tmp_path / "repaired",
+            state=tmp_path / "state",
+        )
+
+    return make
+
+
+def first_layer_outputs(directory: Path, ids: Tensor) -> Tensor:
+    """What the first attention adds to the hidden states; (sequences, tokens, hidden)."""
+    model, seen = load(directory), []
+    module = model.model.layers[0].self_attn.o_proj
+    module.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    with torch.no_grad():
+        model(ids)
+    return seen[0]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_first_attention_comes_closer_to_the_dense_one_and_a_bias_helps(
+    bias: bool, context: Any, even_plan: Plan, ids: Tensor
+):
+    work = context(even_plan.model_copy(update={"bias_compensation": bias}))
+    recover(work, PARAMS, quiet)
+    dense, cut, repaired = (
+        first_layer_outputs(directory, ids)
+        for directory in (work.checkpoint.directory, work.source, work.destination)
+    )
+    assert (repaired - dense).square().sum() < 0.9 * (cut - dense).square().sum()
+
+
+def test_the_refit_is_the_least_squares_answer_of_the_whole_slim_model(
+    context: Any, even_plan: Plan, ids: Tensor
+):
+    # layer 2 of the repaired model, on the inputs that its own slim layers before give it
+    work = context(even_plan)
+    recover(work, ClosedFormParams(damping=1e-9), quiet)
+    model, seen = load(work.destination), {}
+    layer = model.model.layers[2]
+    layer.mlp.register_forward_pre_hook(lambda _, inputs: seen.update(x=inputs[0]))
+    with torch.no_grad():
+        model(ids)
+        dense = load(work.checkpoint.directory).model.layers[2].mlp
+        hidden = (dense.act_fn(dense.gate_proj(seen["x"])) * dense.up_proj(seen["x"])).flatten(0, 1)
+    kept = list(even_plan.layers[2].ffn_channels)
+    target = (hidden @ dense.down_proj.weight.T).detach().double()
+    best = torch.linalg.lstsq(hidden[:, kept].double(), target).solution.T
+    torch.testing.assert_close(
+        layer.mlp.down_proj.weight.double(), best, rtol=1e-2, atol=1e-3 * best.abs().max().item()
+    )
+
+
+def test_keeping_everything_changes_no_byte(context: Any, dense_base: Callable[[str], Path]):
+    plan = Plan.dense(Checkpoint(dense_base("llama")).geometry)
+    work = context(plan)
+    recover(work, PARAMS, quiet)
+    assert tree_digest(work.destination) == tree_digest(work.source)
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3", "llama with biases"])
+def test_every_family_is_refit_and_loads(name: str, context: Any, even_plan: Plan, ids: Tensor):
+    work = context(even_plan, name)
+    recover(work, PARAMS, quiet)
+    with torch.no_grad():
+        before, after = (load(d)(ids).logits for d in (work.source, work.destination))
+    assert not torch.equal(before, after)
+    assert after.isfinite().all()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_layers_without_a_block_or_gone_altogether_are_passed_by(
+    bias: bool, context: Any, uneven_plan: Plan, ids: Tensor
+):
+    work = context(uneven_plan.model_copy(update={"bias_compensation": bias}))
+    recover(work, PARAMS, quiet)
+    config = json.loads((work.destination / "config.json").read_text())
+    assert len(Geometry.from_config(config).layers) == 3
+    with torch.no_grad():
+        assert load(work.destination)(ids).logits.isfinite().all()
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+def test_a_killed_refit_repeats_one_layer_and_ends_in_the_same_bytes(
+    layer: int, context: Any, even_plan: Plan, tmp_path: Path
+):
+    work = context(even_plan)
+    recover(work, PARAMS, quiet)
+    state = tmp_path / "second"
+    state.mkdir()
+    again = replace(work, state=state, destination=tmp_path / "again")
+    heard: list[str] = []
+
+    def killed_in(fraction: float, message: str) -> None:
+        heard.append(message)
+        if message == f"refitting layer {layer + 1} of 4":
+            raise Killed
+
+    with pytest.raises(Killed):
+        recover(again, PARAMS, killed_in)
+    (state / "attended.f32").write_bytes(b"half a block")
+    heard.clear()
+    recover(again, PARAMS, lambda fraction, message: heard.append(message))
+    assert heard == [f"refitting layer {i + 1} of 4" for i in range(layer, 4)]
+    assert tree_digest(again.destination) == tree_digest(work.destination)
+
+
+def test_it_must_come_first_because_it_starts_from_the_dense_weights(context: Any, even_plan: Plan):
+    twice = recipe(recovery=(Method(name="closed_form"),) * 2)
+    with pytest.raises(InvalidInput, match="put it first"):
+        budget.check(context(even_plan).checkpoint.geometry, twice)
