@@ -44,6 +44,9 @@ def check(geometry: Geometry, recipe: Recipe) -> None:
     """
     methods.resolve("criterion", recipe.criterion)
     methods.resolve("allocator", recipe.allocator)
+    methods.resolve("schedule", recipe.schedule)
+    if recipe.fleet and recipe.schedule.name != "one_shot":
+        raise InvalidInput("schedule", "a fleet is scored on the dense base; choose one_shot")
     for position, method in enumerate(recipe.recovery):
         entry, _ = methods.resolve("recovery", method)
         if position and entry.from_dense:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pruning.errors import InvalidInput
 from pruning.recipe import Method
 
-Kind = Literal["criterion", "allocator", "recovery", "merge", "compress"]
+Kind = Literal["criterion", "allocator", "recovery", "schedule", "merge", "compress"]
 Statistic = Literal[
     "input_moments",
     "hidden_moments",
@@ -183,6 +183,14 @@ class DarexParams(Params):
 class LadderParams(Params):
     ranks: tuple[int, ...] = Field((4, 2, 1), min_length=1)
     order: Literal["svd", "prefix"] = "svd"  # prefix: the atoms as trained, for DyLoRA adapters
+
+
+class InterleavedParams(Params):
+    step: float = Field(0.05, gt=0, lt=1)  # of the dense body, in one cut
+
+
+class CubicParams(Params):
+    cuts: int = Field(5, ge=1)
 
 
 @dataclass(frozen=True)
@@ -612,6 +620,41 @@ ENTRIES = (
             "https://arxiv.org/abs/2210.07558",
         ),
         params=LadderParams,
+    ),
+    MethodEntry(
+        "schedule",
+        "one_shot",
+        "one cut, straight to the target",
+        Paper(
+            "Frantar and Alistarh",
+            "SparseGPT: Massive Language Models Can be Accurately Pruned in One-Shot",
+            "ICML 2023",
+            "https://arxiv.org/abs/2301.00774",
+        ),
+    ),
+    MethodEntry(
+        "schedule",
+        "interleaved",
+        "small cuts of one size with recovery between them (Adapt-Pruner)",
+        Paper(
+            "Pan et al.",
+            "Adapt-Pruner: Adaptive Structural Pruning for Efficient Small Language Model Training",
+            "arXiv 2025",
+            "https://arxiv.org/abs/2502.03460",
+        ),
+        params=InterleavedParams,
+    ),
+    MethodEntry(
+        "schedule",
+        "cubic",
+        "large cuts at first and small ones at last with recovery between them",
+        Paper(
+            "Zhu and Gupta",
+            "To prune, or not to prune: exploring the efficacy of pruning for model compression",
+            "ICLR 2018 workshop",
+            "https://arxiv.org/abs/1710.01878",
+        ),
+        params=CubicParams,
     ),
 )
 CATALOGUE: dict[tuple[Kind, str], MethodEntry] = {(e.kind, e.name): e for e in ENTRIES}

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from pruning import budget, fleet
 from pruning.adapters.carry import Cut, carry
+from pruning.approach import approach, share_of, targets_of
 from pruning.checkpoint import Checkpoint
 from pruning.export import slim_config
 from pruning.geometry import Geometry
 from pruning.importance import score_layers
 from pruning.methods import Statistic, resolve
+from pruning.outputs import base_to_cut
 from pruning.plan import Plan
 from pruning.progress import Progress, part
 from pruning.recipe import PruneSpec
@@ -33,19 +35,18 @@ from pruning.text import calibration_ids, check_length, load_tokenizer
 Stage = Callable[[PruneSpec, Path, Progress], None]
 
 
+def schedule(spec: PruneSpec, work: Path, progress: Progress) -> None:
+    """Make the earlier cuts, if the schedule has more than one."""
+    _begin(work, "schedule")
+    _check(spec, Checkpoint(spec.base))
+    approach(spec, work, STAGES, progress)
+
+
 def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     """Check the recipe against the base, then collect the statistics that its methods need."""
     out = _begin(work, "calibrate")
-    recipe, checkpoint = spec.recipe, Checkpoint(spec.base)
-    budget.check(checkpoint.geometry, recipe)
-    check_length(checkpoint.config, recipe.calibration, "calibration")
-    if recipe.training:
-        check_length(checkpoint.config, recipe.training, "training")
-    check_length(checkpoint.config, recipe.evaluation, "evaluation")
-    if recipe.fleet:
-        recipe.fleet.check(spec.adapters)
-        for name, text in recipe.fleet.texts.items():
-            check_length(checkpoint.config, text, f"fleet.texts.{name}")
+    recipe, checkpoint = spec.recipe, Checkpoint(base_to_cut(spec, work))
+    _check(spec, checkpoint)
     entry, params = resolve("criterion", recipe.criterion)
     means: set[Statistic] = {"input_moments"} if recipe.bias_compensation else set()
     repairs = (resolve("recovery", method)[0].needs for method in recipe.recovery)
@@ -61,7 +62,7 @@ def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
 def plan(spec: PruneSpec, work: Path, progress: Progress) -> None:
     """Score every unit, then decide which of them stay."""
     out = _begin(work, "plan")
-    recipe, checkpoint = spec.recipe, Checkpoint(spec.base)
+    recipe, checkpoint = spec.recipe, Checkpoint(base_to_cut(spec, work))
     entry, _ = resolve("criterion", recipe.criterion)
     if recipe.fleet:
         calibrated = work / "calibrate" / "fleet"
@@ -77,7 +78,7 @@ def plan(spec: PruneSpec, work: Path, progress: Progress) -> None:
 def slice_(spec: PruneSpec, work: Path, progress: Progress) -> None:
     """Write the slim base: the kept rows and columns as smaller dense tensors."""
     out = _begin(work, "slice")
-    checkpoint, chosen = Checkpoint(spec.base), _plan(work)
+    checkpoint, chosen = Checkpoint(base_to_cut(spec, work)), _plan(work)
     config = slim_config(checkpoint.config, chosen, spec.recipe.export)
     slice_base(checkpoint, chosen, config, _statistics(work), out / "model", progress)
 
@@ -89,7 +90,7 @@ def recover(spec: PruneSpec, work: Path, progress: Progress) -> None:
         return
     whole = RecoveryContext(
         spec,
-        Checkpoint(spec.base),
+        Checkpoint(base_to_cut(spec, work)),
         _plan(work),
         _statistics(work),
         _calibration_ids(spec),
@@ -97,7 +98,8 @@ def recover(spec: PruneSpec, work: Path, progress: Progress) -> None:
         destination=out / "model",
         state=work / "recover.state",
     )
-    bound = [recovery(method) for method in spec.recipe.recovery]
+    cuts = len(targets_of(spec))
+    bound = [recovery(share_of(method, cuts)) for method in spec.recipe.recovery]
     repair([(method, params) for method, _, params in bound], whole, progress)
 
 
@@ -121,6 +123,7 @@ def evaluate(spec: PruneSpec, work: Path, progress: Progress) -> None:
 
 
 STAGES: dict[str, Stage] = {
+    "schedule": schedule,
     "calibrate": calibrate,
     "plan": plan,
     "slice": slice_,
@@ -138,6 +141,19 @@ def _begin(work: Path, stage: str) -> Path:
     shutil.rmtree(work / stage, ignore_errors=True)
     (work / stage).mkdir()
     return work / stage
+
+
+def _check(spec: PruneSpec, checkpoint: Checkpoint) -> None:
+    recipe = spec.recipe
+    budget.check(checkpoint.geometry, recipe)
+    check_length(checkpoint.config, recipe.calibration, "calibration")
+    if recipe.training:
+        check_length(checkpoint.config, recipe.training, "training")
+    check_length(checkpoint.config, recipe.evaluation, "evaluation")
+    if recipe.fleet:
+        recipe.fleet.check(spec.adapters)
+        for name, text in recipe.fleet.texts.items():
+            check_length(checkpoint.config, text, f"fleet.texts.{name}")
 
 
 def _calibration_ids(spec: PruneSpec) -> Tensor:

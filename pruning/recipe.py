@@ -117,6 +117,7 @@ class Recipe(_Frozen):
         description="uniform: a stock config that any tool loads, an error where layers differ; "
         "per_layer: our slim class; auto: uniform where the plan allows it",
     )
+    schedule: Method = Method(name="one_shot")
     recovery: tuple[Method, ...] = Field(
         (), description="what repairs the slim base, one method after the other"
     )

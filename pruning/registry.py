@@ -24,6 +24,7 @@ _PACKAGES: Mapping[Kind, str] = {
     "recovery": "pruning.recovery",
     "merge": "pruning.adapters.merge",
     "compress": "pruning.adapters.compress",
+    "schedule": "pruning.schedules",
 }
 
 
@@ -70,7 +71,7 @@ class RecoveryContext:
     """What a recovery method works with; all directories are on one disk."""
 
     spec: PruneSpec
-    checkpoint: Checkpoint  # the dense base
+    checkpoint: Checkpoint  # the base that was cut: the dense one, or as earlier cuts left it
     plan: Plan
     statistics: Statistics
     ids_ST: Tensor  # the calibration sequences; (sequences, tokens), int64
@@ -83,6 +84,12 @@ class Recovery(Protocol):
     """Writes a repaired slim base, complete and servable; killed and run again, the same bytes."""
 
     def __call__(self, context: RecoveryContext, params: Any, progress: Progress) -> None: ...
+
+
+class Schedule(Protocol):
+    """The targets of all cuts, ascending; the last one is the recipe's."""
+
+    def __call__(self, target: float, params: Any) -> list[float]: ...
 
 
 def criterion(method: Method) -> tuple[Criterion, MethodEntry, Params]:
@@ -113,6 +120,12 @@ def compress(method: Method) -> tuple[Compress, MethodEntry, Params]:
     """The code of a compression method, its entry and its parameters.  Raises InvalidInput."""
     entry, params = resolve("compress", method)
     return cast(Compress, _module(entry).compress), entry, params
+
+
+def schedule(method: Method) -> tuple[Schedule, MethodEntry, Params]:
+    """The code of a schedule, its entry and its parameters.  Raises InvalidInput."""
+    entry, params = resolve("schedule", method)
+    return cast(Schedule, _module(entry).targets), entry, params
 
 
 def _module(entry: MethodEntry) -> Any:

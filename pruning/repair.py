@@ -4,26 +4,26 @@ A kill costs little: what a method finished, and the state it kept of what it ha
 again by the digest of all that they depend on, and go when the whole is done.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
-from pruning.digest import listing_digest, tree_digest
+from pruning.digest import tree_digest
 from pruning.methods import Params
 from pruning.progress import Progress, part
 from pruning.registry import Recovery, RecoveryContext
+from pruning.resuming import kept_in
 
 Step = tuple[Recovery, Params]
 
 
 def repair(steps: Sequence[Step], whole: RecoveryContext, progress: Progress) -> None:
     """Run `steps` from `whole.source` to `whole.destination`; `whole.state` is gone afterwards."""
-    kept = whole.state / _identity(whole)
-    _forget_others(kept)
+    kept = kept_in(
+        whole.state, spec=whole.spec.model_dump_json(), slim_base=tree_digest(whole.source)
+    )
     source = whole.source
     for i, step in enumerate(steps):
         share = part(progress, i / len(steps), (i + 1) / len(steps))
@@ -42,18 +42,3 @@ def _run(step: Step, context: RecoveryContext, progress: Progress) -> Path:
         recover(replace(context, destination=draft, state=state), params, progress)
         draft.rename(model)
     return model
-
-
-def _identity(context: RecoveryContext) -> str:
-    depends = {
-        "spec": context.spec.model_dump_json(),
-        "slim base": tree_digest(context.source),
-        "versions": json.dumps([version("graftwork"), version("torch")]),
-    }
-    return listing_digest(depends)
-
-
-def _forget_others(kept: Path) -> None:
-    for other in kept.parent.glob("*"):
-        if other != kept:
-            shutil.rmtree(other)

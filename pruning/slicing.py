@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,13 +49,24 @@ def slice_base(
     https://arxiv.org/abs/2312.11983).  As there, the means are those of the dense base, not of the
     slim layers before; removed blocks are not compensated, their readers being gone.
     """
-    destination.mkdir(parents=True, exist_ok=True)
     slim = Geometry.from_config(config)
     cut = _Cut(checkpoint, plan, statistics)
     entries = [
         Entry(name, cut.dtype(name), shape, partial(cut.tensor, name, shape))
         for name, shape in expected(slim)
     ]
+    write_base(destination, entries, config, checkpoint.directory, progress)
+
+
+def write_base(
+    destination: Path,
+    entries: Sequence[Entry],
+    config: Mapping[str, Any],
+    origin: Path,
+    progress: Progress,
+) -> None:
+    """Write a servable directory: tensors, a config, and the companions that `origin` has."""
+    destination.mkdir(parents=True, exist_ok=True)
     write(
         destination / "model.safetensors",
         entries,
@@ -64,8 +75,8 @@ def slice_base(
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     (destination / "config.json").write_text(text, encoding="utf-8")
     for name in COMPANIONS:
-        if (checkpoint.directory / name).is_file():
-            shutil.copyfile(checkpoint.directory / name, destination / name)
+        if (origin / name).is_file():
+            shutil.copyfile(origin / name, destination / name)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -88,8 +88,9 @@ def _register(place: Workplace, publish: Publish, runner: Runner) -> None:
         assert name is not None
         work = place.jobs / name
         try:
-            for stage in job.STAGES:
-                DBOS.run_step({"name": stage}, _run_stage, runner, stage, work, spec)
+            stages = job.stages_of(PruneSpec.model_validate(spec).recipe)
+            for stage in stages:
+                DBOS.run_step({"name": stage}, _run_stage, runner, stages, stage, work, spec)
             digest = DBOS.run_step({"name": "digest"}, _digest, work)
             with SetWorkflowID(job.publication(name)):
                 DBOS.start_workflow(publication, name, spec, digest)
@@ -113,12 +114,14 @@ def _register(place: Workplace, publish: Publish, runner: Runner) -> None:
         DBOS.run_step({"name": "register"}, _publish, place, publish, name, spec, digest)
 
 
-def _run_stage(runner: Runner, stage: str, work: Path, spec: dict[str, Any]) -> dict[str, Any]:
+def _run_stage(
+    runner: Runner, stages: Sequence[str], stage: str, work: Path, spec: dict[str, Any]
+) -> dict[str, Any]:
     work.mkdir(exist_ok=True)
     (work / "spec.json").write_text(json.dumps(spec))
     log.info("%s: %s started", work.name, stage)
     _tell("stage", f"{stage} started", {"stage": stage})
-    usage = asdict(runner(stage, work, _progress(stage), lambda: _is_cancelled(work.name)))
+    usage = asdict(runner(stage, work, _progress(stages, stage), lambda: _is_cancelled(work.name)))
     _tell("stage", f"{stage} finished", {"stage": stage, **usage})
     return usage
 
@@ -145,10 +148,10 @@ def _publish(
         shutil.rmtree(place.jobs / name, ignore_errors=True)
 
 
-def _progress(stage: str) -> Progress:
+def _progress(stages: Sequence[str], stage: str) -> Progress:
     """Forwards what a stage says to the job database, but not every word of it."""
     last_time, last_fraction = 0.0, -1.0
-    index = job.STAGES.index(stage)
+    index = stages.index(stage)
 
     def progress(fraction: float, message: str) -> None:
         nonlocal last_time, last_fraction
@@ -156,7 +159,7 @@ def _progress(stage: str) -> Progress:
         if now - last_time < _PROGRESS_SECONDS or fraction - last_fraction < _PROGRESS_STEP:
             return
         last_time, last_fraction = now, fraction
-        whole = round((index + fraction) / len(job.STAGES), 4)
+        whole = round((index + fraction) / len(stages), 4)
         state: job.Progress = {"stage": stage, "fraction": whole, "message": message}
         DBOS.set_event(job.PROGRESS, state)
         _tell("progress", message, {"stage": stage, "fraction": fraction})

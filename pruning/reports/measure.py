@@ -34,7 +34,7 @@ from pruning.reports.report import (
 from pruning.text import load_tokenizer
 
 PACKAGES = ("graftwork", "torch", "transformers", "peft", "safetensors", "numpy")
-EARLIER_STAGES = ("calibrate", "plan", "slice", "recover", "carry")
+EARLIER_STAGES = ("schedule", "calibrate", "plan", "slice", "recover", "carry")
 
 
 def measure(spec: PruneSpec, work: Path, plan: Plan, progress: Progress) -> Report:
@@ -63,6 +63,7 @@ def measure(spec: PruneSpec, work: Path, plan: Plan, progress: Progress) -> Repo
         methods=(
             cite(resolve("criterion", spec.recipe.criterion)[0]),
             cite(resolve("allocator", spec.recipe.allocator)[0]),
+            cite(resolve("schedule", spec.recipe.schedule)[0]),
             *(cite(resolve("recovery", method)[0]) for method in spec.recipe.recovery),
         ),
         versions={"python": platform.python_version()}

@@ -25,6 +25,7 @@ def error(answer):
         ({"criterion": {"name": "guess"}}, "criterion.name"),
         ({"criterion": {"name": "magnitude", "params": {"norm": "l9"}}}, "criterion.params.norm"),
         ({"allocator": {"name": "guess"}}, "allocator.name"),
+        ({"schedule": {"name": "guess"}}, "schedule.name"),
         ({"recovery": [{"name": "guess"}]}, "recovery.name"),
         ({"calibration": {"file": "file-none"}}, "calibration.file"),
         ({"training": {"file": "file-none"}}, "training.file"),

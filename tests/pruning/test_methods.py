@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pruning import allocators, criteria, methods, recovery, registry
+from pruning import allocators, criteria, methods, recovery, registry, schedules
 from pruning.adapters import compress, merge
 from pruning.errors import InvalidInput
 from pruning.recipe import Method
@@ -15,6 +15,7 @@ PACKAGES = {
     "criterion": criteria,
     "allocator": allocators,
     "recovery": recovery,
+    "schedule": schedules,
     "merge": merge,
     "compress": compress,
 }
@@ -22,6 +23,7 @@ BIND = {
     "criterion": registry.criterion,
     "allocator": registry.allocator,
     "recovery": registry.recovery,
+    "schedule": registry.schedule,
     "merge": registry.merge,
     "compress": registry.compress,
 }
@@ -57,6 +59,7 @@ def test_a_method_has_code_and_a_paper_that_its_file_cites(entry: methods.Method
             "'element', 'vector', 'second' or 'mix'",
         ),
         ("allocator", Method(name="uniform", params={"x": 1}), "allocator.params.x", "none"),
+        ("schedule", Method(name="often"), "schedule.name", "cubic, interleaved, one_shot"),
         ("recovery", Method(name="rest"), "recovery.name", "there is no recovery 'rest'"),
     ],
 )

@@ -1,0 +1,88 @@
+"""The earlier cuts of a schedule: cut, repair, lift back, and again; the last cut is the job's own.
+
+Each step is the pipeline itself in a directory of its own, with a smaller target and its share of
+the recovery's tokens.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from pruning.checkpoint import Checkpoint
+from pruning.lifting import lift
+from pruning.methods import resolve
+from pruning.outputs import base_to_cut, lifted_base, slim_base
+from pruning.plan import Plan
+from pruning.progress import Progress, part
+from pruning.recipe import Blocks, Method, PruneSpec
+from pruning.registry import schedule
+from pruning.resuming import kept_in
+from pruning.stage import Stage
+
+STEP = ("calibrate", "plan", "slice", "recover")
+
+
+def targets_of(spec: PruneSpec) -> list[float]:
+    """The targets of all cuts, the recipe's own last."""
+    targets, _, params = schedule(spec.recipe.schedule)
+    return targets(spec.recipe.target, params)
+
+
+def share_of(method: Method, cuts: int) -> Method:
+    """A recovery method with its share of the tokens, if it is one that trains."""
+    _, params = resolve("recovery", method)
+    if cuts == 1 or "tokens" not in type(params).model_fields:
+        return method
+    tokens = params.model_dump()["tokens"] // cuts
+    return method.model_copy(update={"params": {**method.params, "tokens": tokens}})
+
+
+def step_of(spec: PruneSpec, target: float) -> PruneSpec:
+    """What an earlier cut runs; whole blocks and biases are left to the last one."""
+    cuts = len(targets_of(spec))
+    changes = {
+        "target": target,
+        "schedule": Method(name="one_shot"),
+        "recovery": tuple(share_of(method, cuts) for method in spec.recipe.recovery),
+        "blocks": Blocks(),
+        "bias_compensation": False,
+        "export": "per_layer",
+    }
+    return spec.model_copy(update={"recipe": spec.recipe.model_copy(update=changes)})
+
+
+def approach(spec: PruneSpec, work: Path, stages: Mapping[str, Stage], progress: Progress) -> None:
+    """Make all cuts but the last, and leave the lifted base where the last one looks for it.
+
+    A step that a kill finds finished is not made again.
+    """
+    *earlier, _ = targets_of(spec)
+    state = work / "schedule.state"
+    kept = kept_in(state, spec=spec.model_dump_json())
+    for i, target in enumerate(earlier):
+        here, following = kept / str(i), kept / str(i + 1)
+        here.mkdir(exist_ok=True)
+        if not lifted_base(following).exists():
+            share = part(progress, i / len(earlier), (i + 1) / len(earlier))
+            step = step_of(spec, target)
+            _cut(step, here, stages, share)
+            _lift(step, here, following)
+    if earlier:
+        lifted_base(kept / str(len(earlier))).rename(lifted_base(work))
+    shutil.rmtree(state)
+
+
+def _cut(spec: PruneSpec, work: Path, stages: Mapping[str, Stage], progress: Progress) -> None:
+    for i, name in enumerate(STEP):
+        stages[name](spec, work, part(progress, i / len(STEP), (i + 1) / len(STEP)))
+
+
+def _lift(spec: PruneSpec, work: Path, following: Path) -> None:
+    """Write the base that the next step cuts, whole or not at all."""
+    plan = Plan.model_validate_json((work / "plan" / "plan.json").read_bytes())
+    draft = following / "draft"
+    shutil.rmtree(draft, ignore_errors=True)
+    base = Checkpoint(base_to_cut(spec, work))
+    lift(base, plan, slim_base(spec, work), draft)
+    lifted_base(following).parent.mkdir(exist_ok=True)
+    draft.rename(lifted_base(following))
