@@ -14,11 +14,13 @@ from torch import Tensor
 
 from pruning import budget, fleet
 from pruning.adapters.carry import Cut, carry
+from pruning.adapters.refit import carry_refit
 from pruning.checkpoint import Checkpoint
 from pruning.export import slim_config
 from pruning.geometry import Geometry
 from pruning.importance import score_layers
 from pruning.methods import Statistic, resolve
+from pruning.outputs import slim_base
 from pruning.plan import Plan
 from pruning.progress import Progress, part
 from pruning.recipe import PruneSpec
@@ -26,6 +28,7 @@ from pruning.registry import RecoveryContext, allocator, recovery
 from pruning.repair import repair
 from pruning.reports.measure import measure
 from pruning.reports.page import render
+from pruning.rewriting import WEIGHTS
 from pruning.slicing import slice_base
 from pruning.stats import Statistics, collect_into
 from pruning.text import calibration_ids, check_length, load_tokenizer
@@ -107,6 +110,10 @@ def carry_(spec: PruneSpec, work: Path, progress: Progress) -> None:
     checkpoint, chosen = Checkpoint(spec.base), _plan(work)
     slim = Geometry.from_config(slim_config(checkpoint.config, chosen, spec.recipe.export))
     cut = Cut(checkpoint.geometry, chosen, slim, spec.recipe.name)
+    if spec.recipe.carry == "refit" and spec.adapters:
+        weights = slim_base(spec, work) / WEIGHTS
+        carry_refit(spec, checkpoint, cut, weights, _calibration_ids(spec), out, progress)
+        return
     for done, (name, source) in enumerate(sorted(spec.adapters.items())):
         progress(done / len(spec.adapters), f"carrying {name}")
         carry(source, out / "adapters" / name, cut, f"adapters.{name}")
