@@ -81,14 +81,22 @@ class StoredGrams(Mapping[Key, Tensor]):
         return self.directory / f"{key[0]}.{key[1]}.safetensors"
 
 
-def refit(weight_HC: Tensor, gram_CC: Tensor, kept_K: Tensor, damping: float) -> Tensor:
+def refit(
+    weight_HC: Tensor,
+    gram_CC: Tensor,
+    kept_K: Tensor,
+    damping: float,
+    anchor_HK: Tensor | None = None,
+) -> Tensor:
     """The weights of the kept inputs that come closest to what all inputs gave; (H, K).
 
-    W' = (W H_:K + λ W_K)(H_KK + λ I)⁻¹ minimises ‖W X − W' X_K‖² + λ ‖W' − W_K‖², where λ is
-    `damping` times the mean of H's diagonal.  Computed in the Gram's dtype, returned in it.
+    W' = (W H_:K + λ A)(H_KK + λ I)⁻¹ minimises ‖W X − W' X_K‖² + λ ‖W' − A‖², where λ is `damping`
+    times the mean of H's diagonal and the anchor A is W_K if none is given.  Computed in the
+    Gram's dtype, returned in it.
     """
-    fitted_KH, _ = _fit(weight_HC.to(gram_CC), gram_CC, kept_K, _ridge(gram_CC, damping))
-    return fitted_KH.T
+    weight_HC = weight_HC.to(gram_CC)
+    anchor_HK = weight_HC[:, kept_K] if anchor_HK is None else anchor_HK.to(gram_CC)
+    return _fit(weight_HC, gram_CC, kept_K, anchor_HK, _ridge(gram_CC, damping))[0].T
 
 
 def elimination(
@@ -134,7 +142,8 @@ def _rises(
 ) -> Tensor:
     """How much the error rises when one of the units that are left leaves; (units left,)."""
     kept_K = channels_of(left_U, channels)
-    fitted_KH, factor_KK = _fit(weight_HC, gram_CC, kept_K, ridge)
+    anchor_HK = weight_HC[:, kept_K]
+    fitted_KH, factor_KK = _fit(weight_HC, gram_CC, kept_K, anchor_HK, ridge)
     fitted_USH = fitted_KH.view(len(left_U), channels, -1)
     blocks_USS = _diagonal_blocks(torch.cholesky_inverse(factor_KK), channels)
     solved_USH = torch.linalg.solve(blocks_USS, fitted_USH)
@@ -146,7 +155,9 @@ def _ridge(gram_CC: Tensor, damping: float) -> float:
     return damping * float(gram_CC.diagonal().mean())
 
 
-def _fit(weight_HC: Tensor, gram_CC: Tensor, kept_K: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+def _fit(
+    weight_HC: Tensor, gram_CC: Tensor, kept_K: Tensor, anchor_HK: Tensor, ridge: float
+) -> tuple[Tensor, Tensor]:
     """The refit weights, transposed, and the Cholesky factor of the damped H_KK.
 
     The ridge doubles until rounding lets the matrix be positive definite.
@@ -161,7 +172,7 @@ def _fit(weight_HC: Tensor, gram_CC: Tensor, kept_K: Tensor, ridge: float) -> tu
         damped_KK.diagonal().add_(ridge)
         ridge *= 2
         factor_KK, failed = torch.linalg.cholesky_ex(damped_KK)
-    target_HK = weight_HC @ gram_CC[:, kept_K] + ridge * weight_HC[:, kept_K]
+    target_HK = weight_HC @ gram_CC[:, kept_K] + ridge * anchor_HK
     return torch.cholesky_solve(target_HK.T, factor_KK), factor_KK
 
 

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from pruning import budget, fleet
 from pruning.adapters.carry import Cut, carry
+from pruning.adapters.refit import carry_refit
 from pruning.approach import approach, share_of, targets_of
 from pruning.checkpoint import Checkpoint
 from pruning.export import slim_config
 from pruning.geometry import Geometry
 from pruning.importance import score_layers
 from pruning.methods import Statistic, resolve
-from pruning.outputs import base_to_cut
+from pruning.outputs import base_to_cut, slim_base
 from pruning.plan import Plan
 from pruning.progress import Progress, part
 from pruning.recipe import PruneSpec
@@ -28,6 +29,7 @@ from pruning.registry import RecoveryContext, allocator, recovery
 from pruning.repair import repair
 from pruning.reports.measure import measure
 from pruning.reports.page import render
+from pruning.rewriting import WEIGHTS
 from pruning.slicing import slice_base
 from pruning.stats import Statistics, collect_into
 from pruning.text import calibration_ids, check_length, load_tokenizer
@@ -45,7 +47,8 @@ def schedule(spec: PruneSpec, work: Path, progress: Progress) -> None:
 def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     """Check the recipe against the base, then collect the statistics that its methods need."""
     out = _begin(work, "calibrate")
-    recipe, checkpoint = spec.recipe, Checkpoint(base_to_cut(spec, work))
+    recipe, base = spec.recipe, base_to_cut(spec, work)
+    checkpoint = Checkpoint(base)
     _check(spec, checkpoint)
     entry, params = resolve("criterion", recipe.criterion)
     means: set[Statistic] = {"input_moments"} if recipe.bias_compensation else set()
@@ -56,17 +59,18 @@ def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     collect_into(path, checkpoint, ids_ST, needs, recipe.sink_tokens, own)
     if recipe.fleet:
         rest = part(progress, 1 / (1 + len(spec.adapters)), 1)
-        fleet.calibrate(spec, entry.needs | params.needs, out / "fleet", rest)
+        fleet.calibrate(spec, base, entry.needs | params.needs, out / "fleet", rest)
 
 
 def plan(spec: PruneSpec, work: Path, progress: Progress) -> None:
     """Score every unit, then decide which of them stay."""
     out = _begin(work, "plan")
-    recipe, checkpoint = spec.recipe, Checkpoint(base_to_cut(spec, work))
+    recipe, base = spec.recipe, base_to_cut(spec, work)
+    checkpoint = Checkpoint(base)
     entry, _ = resolve("criterion", recipe.criterion)
     if recipe.fleet:
         calibrated = work / "calibrate" / "fleet"
-        scores = fleet.scores(spec, _statistics(work), calibrated, progress)
+        scores = fleet.scores(spec, base, _statistics(work), calibrated, progress)
     else:
         scores = score_layers(checkpoint, _statistics(work), recipe, progress)
     allocate, _, params = allocator(recipe.allocator)
@@ -109,6 +113,10 @@ def carry_(spec: PruneSpec, work: Path, progress: Progress) -> None:
     checkpoint, chosen = Checkpoint(spec.base), _plan(work)
     slim = Geometry.from_config(slim_config(checkpoint.config, chosen, spec.recipe.export))
     cut = Cut(checkpoint.geometry, chosen, slim, spec.recipe.name)
+    if spec.recipe.carry == "refit" and spec.adapters:
+        weights = slim_base(spec, work) / WEIGHTS
+        carry_refit(spec, checkpoint, cut, weights, _calibration_ids(spec), out, progress)
+        return
     for done, (name, source) in enumerate(sorted(spec.adapters.items())):
         progress(done / len(spec.adapters), f"carrying {name}")
         carry(source, out / "adapters" / name, cut, f"adapters.{name}")

@@ -121,6 +121,11 @@ class Recipe(_Frozen):
     recovery: tuple[Method, ...] = Field(
         (), description="what repairs the slim base, one method after the other"
     )
+    carry: Literal["project", "refit"] = Field(
+        "project",
+        description="project: adapters keep the rows and columns of what stays; refit: their atoms "
+        "on o_proj and down_proj are also refit in closed form",
+    )
     calibration: Text
     training: Text | None = Field(
         None, description="what recovery trains on; all of the calibration text if not given"

@@ -14,7 +14,7 @@ Json = dict[str, Any]
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0, read=600.0)  # a base is hashed before it is answered
 _STREAM_TIMEOUT = httpx.Timeout(30.0, connect=5.0, read=60.0)  # a silent stream has a heartbeat
 _JOBS = "/v1/pruning/jobs"
-_ADAPTER_FILES = ("adapter_*", "eval.jsonl")
+_ADAPTER_FILES = ("adapter_*", "eval.jsonl", "calibration.jsonl")
 
 
 class ClientError(Exception):

@@ -71,7 +71,8 @@ def openapi_body() -> dict[str, Any]:
     form["properties"]["files"] = {
         "type": "array",
         "items": {"type": "string", "format": "binary"},
-        "description": "adapter_config.json, adapter_model.safetensors and, maybe, eval.jsonl",
+        "description": "adapter_config.json, adapter_model.safetensors and, maybe, eval.jsonl "
+        "and calibration.jsonl",
     }
     content = {
         "application/json": {"schema": _Directory.model_json_schema()},

@@ -60,11 +60,24 @@ def carry(source: Path, destination: Path, cut: Cut, field: str) -> None:
 
     Raises InvalidInput when the adapter does not fit the dense base, or nothing of it remains.
     """
+    projected = project(load(source, cut, field), cut.dense, cut.plan)
+    save(projected, source, destination, cut, field)
+
+
+def load(source: Path, cut: Cut, field: str) -> Adapter:
+    """Read a PEFT directory.  Raises InvalidInput when it does not fit the dense base."""
     read_adapter(source, cut.dense, field=field)
-    projected = project(read(source, field), cut.dense, cut.plan)
-    if not projected.atoms:
+    return read(source, field)
+
+
+def save(carried: Adapter, source: Path, destination: Path, cut: Cut, field: str) -> None:
+    """Write what became of the adapter in `source`, its eval.jsonl with it.
+
+    Raises InvalidInput when nothing of it remains.
+    """
+    if not carried.atoms:
         raise InvalidInput(field, "all of its modules are in blocks that the plan removes")
-    write(projected, destination, cut.slim, cut.name)
+    write(carried, destination, cut.slim, cut.name)
     if (source / EVALUATION).is_file():
         shutil.copyfile(source / EVALUATION, destination / EVALUATION)
 

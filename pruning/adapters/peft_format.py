@@ -15,8 +15,9 @@ from pruning.errors import InvalidInput
 from pruning.geometry import ATTENTION_LINEARS, LINEARS, Geometry
 from pruning.safetensors_header import FLOATS, TensorInfo, all_finite, read_header
 
-WEIGHTS, EVALUATION = "adapter_model.safetensors", "eval.jsonl"
-FILES = (CONFIG, WEIGHTS, EVALUATION)
+WEIGHTS = "adapter_model.safetensors"
+EVALUATION, CALIBRATION = "eval.jsonl", "calibration.jsonl"  # rows of its task, held out and not
+FILES = (CONFIG, WEIGHTS, EVALUATION, CALIBRATION)
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
 _PREFIX = "base_model.model."

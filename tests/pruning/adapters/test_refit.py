@@ -1,0 +1,207 @@
+"""Adapters refit after a cut: closer to the dense base with its adapter, their files alike."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from pruning import budget
+from pruning.adapters.algebra import Bag
+from pruning.adapters.refit import OwnText, closest
+from pruning.checkpoint import Checkpoint
+from pruning.digest import tree_digest
+from pruning.errors import InvalidInput
+from pruning.geometry import LINEARS
+from pruning.grams import Gram
+from pruning.pipeline import STAGES
+from pruning.recipe import PruneSpec, Recipe
+from pruning.walk import Reader
+
+TEXT = "".join(f"Sentence {i} is about the number {i * i}.\n" for i in range(60))
+ROWS = "".join(f'{{"prompt": "{i} and {i} is", "completion": " {2 * i}."}}\n' for i in range(40))
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def gram_of(inputs: Tensor) -> Gram:
+    gram = Gram(inputs.shape[1])
+    gram.add(inputs)
+    return gram
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 1000), rank=st.integers(1, 3))
+def test_refit_atoms_are_never_farther_from_the_dense_reader_than_carried_ones(
+    seed: int, rank: int
+):
+    inputs, kept = random(40, 6, seed=seed) @ random(6, 6, seed=seed + 1), torch.tensor([0, 2, 3])
+    target, slim = random(4, 6, seed=seed + 2), random(4, 3, seed=seed + 3)
+    carried = Bag(random(rank, 3, seed=seed + 4), random(4, rank, seed=seed + 5))
+    found = closest(target, Reader(6, kept, slim), carried, gram_of(inputs))
+
+    def error(bag: Bag) -> float:
+        fitted = inputs[:, kept] @ (slim + bag.delta).T
+        return float((inputs @ target.T - fitted).square().sum())
+
+    assert found.rank == rank
+    assert error(found) <= error(carried) * 1.01
+
+
+def test_atoms_as_many_as_outputs_reach_the_least_squares_answer():
+    inputs, kept = random(50, 5, seed=0), torch.tensor([1, 2, 4])
+    target, slim = random(2, 5, seed=1), random(2, 3, seed=2)
+    carried = Bag(torch.zeros(2, 3), torch.zeros(2, 2))
+    found = closest(target, Reader(5, kept, slim), carried, gram_of(100 * inputs))
+    best = torch.linalg.lstsq(inputs[:, kept], inputs @ target.T).solution.T
+    torch.testing.assert_close(slim + found.delta, best, rtol=0.05, atol=0.05)
+
+
+def test_padding_and_sinks_do_not_count():
+    text = OwnText.padded([[5, 6, 7], [8]], sink_tokens=1)
+    assert text.ids_ST.tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert text.counted_ST.tolist() == [[False, True, True], [False, False, False]]
+
+
+@pytest.fixture(scope="module")
+def adapter(dense_base: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(dense_base("llama"), dtype=torch.float32)
+    config = LoraConfig(r=4, lora_alpha=6, target_modules=list(LINEARS))
+    adapted = get_peft_model(model, config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.1 * torch.randn_like(parameter)
+    directory = tmp_path_factory.mktemp("adapter")
+    adapted.save_pretrained(directory)
+    (directory / "calibration.jsonl").write_text(ROWS)
+    return directory
+
+
+@pytest.fixture
+def carried(dense_base: Callable[[str], Path], adapter: Path, tmp_path: Path) -> Any:
+    """Run a job's stages up to the carry; its work directory."""
+    (tmp_path / "text").write_text(TEXT)
+
+    def run(how: str, name: str, **changes: Any) -> Path:
+        recipe = {
+            "name": "slim",
+            "base": "dense",
+            "target": 0.3,
+            "ffn_multiple": 4,
+            "criterion": {"name": "obs"},
+            "recovery": [{"name": "closed_form"}],
+            "carry": how,
+            "calibration": {"file": "file-1", "sequences": 6, "length": 32},
+            "evaluation": {"file": "file-2", "sequences": 4, "length": 32},
+        }
+        spec = PruneSpec(
+            recipe=Recipe.model_validate({**recipe, **changes}),
+            base=dense_base("llama"),
+            adapters={"counting": adapter, "again": adapter},
+            calibration=tmp_path / "text",
+            evaluation=tmp_path / "text",
+        )
+        work = tmp_path / name
+        work.mkdir()
+        for stage in ("calibrate", "plan", "slice", "recover", "carry"):
+            STAGES[stage](spec, work, lambda fraction, message: None)
+        return work
+
+    return run
+
+
+def files(work: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    directory = work / "carry" / "adapters" / "counting"
+    config = json.loads((directory / "adapter_config.json").read_text())
+    return load_file(directory / "adapter_model.safetensors"), config
+
+
+@torch.inference_mode()
+def logits(base: Path, adapter: Path, ids: Tensor) -> Tensor:
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return PeftModel.from_pretrained(model, adapter).eval()(ids).logits
+
+
+def test_a_refit_adapter_has_the_names_shapes_and_config_of_a_projected_one(carried: Any):
+    (projected, config), (refit, refit_config) = (
+        files(carried(how, how)) for how in ("project", "refit")
+    )
+    assert refit_config == config
+    assert {n: (t.shape, t.dtype) for n, t in refit.items()} == {
+        n: (t.shape, t.dtype) for n, t in projected.items()
+    }
+    changed = {
+        name.split(".")[-3] for name in refit if not torch.equal(refit[name], projected[name])
+    }
+    assert changed == {"o_proj", "down_proj"}
+
+
+def test_a_refit_adapter_is_closer_to_the_dense_base_with_its_adapter(
+    carried: Any, dense_base: Callable[[str], Path], adapter: Path
+):
+    works = [carried(how, how, export="uniform") for how in ("project", "refit")]
+    ids = torch.tensor([[256, *f"{i} and {i} is {2 * i}.".encode()] for i in range(10, 20)])
+    dense = logits(dense_base("llama"), adapter, ids)
+    projected, refit = (
+        (logits(w / "recover" / "model", w / "carry" / "adapters" / "counting", ids) - dense)
+        for w in works
+    )
+    assert refit.square().mean() < 0.9 * projected.square().mean()
+
+
+def test_every_adapter_of_a_job_is_refit_alone_and_always_the_same_way(carried: Any):
+    works = [carried("refit", name) for name in ("one", "two")]
+    assert tree_digest(works[0] / "carry") == tree_digest(works[1] / "carry")
+    adapters = works[0] / "carry" / "adapters"
+    assert tree_digest(adapters / "counting") == tree_digest(adapters / "again")
+    assert sorted(path.name for path in (works[0] / "carry").iterdir()) == ["adapters"]
+
+
+def test_without_rows_of_its_own_an_adapter_is_refit_on_the_calibration_text(
+    carried: Any, adapter: Path, tmp_path: Path
+):
+    on_rows, _ = files(carried("refit", "rows"))
+    rows = adapter / "calibration.jsonl"
+    content = rows.read_text()
+    rows.unlink()
+    try:
+        on_text, _ = files(carried("refit", "text"))
+    finally:
+        rows.write_text(content)
+    assert any(not torch.equal(on_rows[name], on_text[name]) for name in on_rows)
+
+
+def test_layers_that_lost_a_block_are_passed_by(carried: Any):
+    tensors, _ = files(carried("refit", "work", blocks={"attention": 1, "mlp": 1}, target=0.4))
+    assert sum("o_proj.lora_A" in name for name in tensors) == 3
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_it_cannot_follow_a_recovery_that_changes_other_linears(
+    dense_base: Callable[[str], Path],
+):
+    text = {"file": "file-1"}
+    recipe = Recipe.model_validate(
+        {
+            "name": "slim",
+            "base": "dense",
+            "target": 0.3,
+            "recovery": [{"name": "distill"}],
+            "carry": "refit",
+            "calibration": text,
+            "evaluation": text,
+        }
+    )
+    with pytest.raises(InvalidInput, match="cannot follow distill"):
+        budget.check(Checkpoint(dense_base("llama")).geometry, recipe)
