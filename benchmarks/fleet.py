@@ -4,8 +4,8 @@ Usage: python benchmarks/fleet.py [--quick] [--data DIRECTORY] [--json FILE]
 
 The bundled base and its five adapters, one cut by Taylor and one global ranking, no recovery.
 Costs are slim minus dense, in nats per token: of each adapter on the completions of its own
-held-out rows, of the base on text.  Tenants are calibrated on the bundled calibration text and, with
---data, on training rows of their own task (DIRECTORY/tasks/NAME/train.jsonl, as the scripts in
+held-out rows, of the base on text.  Tenants are calibrated on the bundled calibration text and,
+with --data, on training rows of their own task (DIRECTORY/tasks/NAME/train.jsonl, as the scripts in
 deploy/demo/train read them); never on the rows that are measured.
 """
 
