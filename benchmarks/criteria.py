@@ -27,13 +27,13 @@ import torch
 from pruning import evaluation
 from pruning.checkpoint import Checkpoint
 from pruning.export import slim_config
-from pruning.geometry import LINEARS, Geometry
+from pruning.geometry import Geometry
+from pruning.importance import score_layers
 from pruning.methods import resolve
 from pruning.recipe import Method, Recipe, Text
-from pruning.registry import LayerScores, LayerView, allocator, criterion
+from pruning.registry import LayerScores, allocator
 from pruning.slicing import slice_base
 from pruning.stats import Statistics, collect
-from pruning.tensors import block_of
 from pruning.text import calibration_ids, load_tokenizer
 
 DEMO = Path(__file__).parent.parent / "deploy" / "demo"
@@ -151,13 +151,10 @@ class Bench:
         return collect(self.checkpoint, ids, needs, self.work, quiet)
 
     def scores(self, scorer: Scorer, found: Statistics, seed: int) -> list[LayerScores]:
-        score, _, params = criterion(scorer.method)
-        geometry, scores = self.checkpoint.geometry, []
-        for layer in range(len(geometry.layers)):
-            tensors = self.checkpoint.layer(layer)
-            weights = {n: tensors[f"{block_of(n)}.{n}.weight"].float() for n in LINEARS}
-            scores.append(score(LayerView(geometry, layer, weights, found, seed), params))
-        return scores
+        case = cases(scorer, CUTS)[0]  # scores depend on neither allocator nor cut
+        recipe = recipe_of(self.checkpoint.geometry, case, CUTS[0], scorer.method)
+        recipe = recipe.model_copy(update={"seed": seed})
+        return score_layers(self.checkpoint, found, recipe, quiet)
 
     def perplexity(
         self, case: Case, method: Method, scores: Sequence[LayerScores], found: Statistics

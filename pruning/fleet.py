@@ -16,7 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pruning.adapters.atoms import Adapter, read
+from pruning.adapters.algebra import bags_of
+from pruning.adapters.atoms import read
 from pruning.adapters.peft_format import read_adapter
 from pruning.checkpoint import Checkpoint
 from pruning.importance import score_layers
@@ -36,17 +37,15 @@ class Tenant(Checkpoint):
         """Raises InvalidInput for an adapter that does not fit the base."""
         super().__init__(base)
         read_adapter(source, self.geometry, field=f"adapters.{name}")
-        self.adapter = read(source, f"adapters.{name}")
+        self.bags = bags_of(read(source, f"adapters.{name}"))
 
     def layer(self, index: int) -> dict[str, Tensor]:
-        """The tensors of a decoder layer, W + scale · b · a in the place of each adapted W."""
+        """The tensors of a decoder layer, W + ΔW in the place of each adapted W."""
         tensors = super().layer(index)
-        for (layer, linear), atoms in self.adapter.atoms.items():
+        for (layer, linear), bag in self.bags.items():
             if layer == index:
                 name = f"{block_of(linear)}.{linear}.weight"
-                change = atoms.b.float() @ atoms.a.float()
-                scale = _scale(self.adapter, atoms.alpha, len(atoms.a))
-                tensors[name] = tensors[name].float() + scale * change
+                tensors[name] = tensors[name].float() + bag.delta
         return tensors
 
 
@@ -153,7 +152,3 @@ def _joined(scores_TU: Tensor, weights: Sequence[float], how: Literal["mean", "m
     if how == "max":
         return (scores_TU * weights_T1).amax(dim=0)
     return (scores_TU * weights_T1).sum(dim=0) / weights_T1.sum()
-
-
-def _scale(adapter: Adapter, alpha: float, rank: int) -> float:
-    return alpha / rank**0.5 if adapter.config.get("use_rslora") else alpha / rank
