@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
+from pruning.adapters.jobs import CompressRecipe, MergeRecipe
 from pruning.digest import file_digest, listing_digest
 from pruning.recipe import Recipe
 
@@ -53,17 +54,17 @@ class Parents(_Frozen):
 class Manifest(_Frozen):
     """What an artifact holds and where it comes from; `created_at` is in Unix seconds."""
 
-    kind: Literal["pruned_base"] = "pruned_base"
+    kind: Literal["pruned_base", "adapter"] = "pruned_base"
     digest: str
     files: dict[Annotated[str, AfterValidator(_inside)], Entry]
-    recipe: Recipe
+    recipe: Recipe | MergeRecipe | CompressRecipe
     seed: int
     parents: Parents
     versions: dict[str, str]
     created_at: int
 
 
-def seal(draft: Path, recipe: Recipe, parents: Parents) -> Manifest:
+def seal(draft: Path, recipe: Recipe | MergeRecipe | CompressRecipe, parents: Parents) -> Manifest:
     """Hash every file below `draft`, write its manifest and flush all of it to disk.
 
     Raises DamagedArtifact when there is anything but regular files and directories.
@@ -71,6 +72,7 @@ def seal(draft: Path, recipe: Recipe, parents: Parents) -> Manifest:
     (draft / MANIFEST).unlink(missing_ok=True)
     files = {name: _entry(draft / name) for name in _files(draft)}
     manifest = Manifest(
+        kind="pruned_base" if isinstance(recipe, Recipe) else "adapter",
         digest=_digest(files),
         files=files,
         recipe=recipe,

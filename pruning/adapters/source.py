@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,8 @@ class Source:
     @property
     def dtype(self) -> torch.dtype:
         """The widest that its tensors have."""
-        found = [DTYPES[info.dtype] for sides in self.tensors.values() for info in sides.values()]
-        widest = found[0]
-        for dtype in found[1:]:
-            widest = torch.promote_types(widest, dtype)
-        return widest
+        infos = [info for sides in self.tensors.values() for info in sides.values()]
+        return reduce(torch.promote_types, (DTYPES[info.dtype] for info in infos))
 
     def bag(self, key: Key) -> Bag:
         """The atoms of one linear of `places`, read now."""

@@ -1,0 +1,139 @@
+"""Jobs on adapters alone: what to merge or compress, checked before anything runs (torch-free)."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pruning.recipe import Method, Name
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Input(_Frozen):
+    """An adapter to merge: one of the recipe's base, or of another slim base of its parent."""
+
+    adapter: Name
+    base: Name | None = Field(None, description="where it is registered; that of the recipe")
+    weight: float = Field(1.0, ge=-10, le=10)
+
+    @property
+    def label(self) -> str:
+        """What it is called in weights and reports: ADAPTER, or BASE+ADAPTER."""
+        return f"{self.base}+{self.adapter}" if self.base else self.adapter
+
+
+class Search(_Frozen):
+    """Find the weights on some rows of each source's eval.jsonl (LoraHub) from those given."""
+
+    evaluations: int = Field(40, ge=2, le=1000)
+    rows: int = Field(5, ge=1, le=100, description="of each source; they do not measure the result")
+
+
+class _AdapterRecipe(_Frozen):
+    name: Name = Field(description="the adapter to be made")
+    base: Name = Field(description="the registered base that it will serve")
+    floor: float = Field(
+        0.0,
+        le=1,
+        description="of each source's gain over the base on its own rows, the part that must "
+        "survive; below it nothing is published",
+    )
+    seed: int = Field(0, ge=0)
+
+
+class MergeRecipe(_AdapterRecipe):
+    """Several adapters into one."""
+
+    kind: Literal["merge"] = "merge"
+    sources: tuple[Input, ...] = Field(min_length=1, max_length=1024)
+    method: Method = Method(name="lego")
+    search: Search | None = None
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "MergeRecipe":
+        labels = [source.label for source in self.sources]
+        if len(set(labels)) < len(labels):
+            raise ValueError("a source is named twice; give it the sum of the weights")
+        return self
+
+
+class CompressRecipe(_AdapterRecipe):
+    """One adapter into a smaller one, or a ladder of them."""
+
+    kind: Literal["compress"] = "compress"
+    source: Name
+    method: Method = Method(name="svd")
+
+
+AdapterRecipe = Annotated[MergeRecipe | CompressRecipe, Field(discriminator="kind")]
+
+
+class Cut(_Frozen):
+    """A slim base and the plan that made it."""
+
+    base: Path
+    plan: Path
+
+
+class SourceSpec(_Frozen):
+    """A PEFT directory, its weight, and its slim base where that is not the recipe's."""
+
+    path: Path
+    weight: float = 1.0
+    cut: Cut | None = None
+
+
+class AdapterSpec(_Frozen):
+    """A recipe with every name resolved to a path.
+
+    Sources with a `cut` are lifted to `parent`, the dense base that they share; the result is cut
+    again by `plan` where the recipe's base is slim itself.
+    """
+
+    recipe: AdapterRecipe
+    base: Path
+    sources: dict[str, SourceSpec] = Field(min_length=1)
+    parent: Path | None = None
+    plan: Path | None = None
+
+
+class TaskReport(_Frozen):
+    """A result on the rows of one source, in nats per completion token; None without rows.
+
+    `recovered` is (base - result) / (base - own), None also where the source itself gains nothing.
+    """
+
+    source: str
+    weight: float
+    rows: int
+    base: float | None
+    own: float | None
+    result: float | None
+    recovered: float | None
+
+
+class ResultReport(_Frozen):
+    """One adapter that was made."""
+
+    name: str
+    ranks: dict[str, int]  # by linear
+    bytes: int
+    tasks: tuple[TaskReport, ...]
+
+    @property
+    def worst(self) -> TaskReport | None:
+        """The source that lost most, of those that could be measured."""
+        measured = [task for task in self.tasks if task.recovered is not None]
+        return min(measured, key=lambda task: task.recovered or 0.0, default=None)
+
+
+class JobReport(_Frozen):
+    """What was measured of a merge or a compression."""
+
+    recipe: AdapterRecipe
+    paper: str
+    source_bytes: dict[str, int]
+    results: tuple[ResultReport, ...]

@@ -1,0 +1,348 @@
+"""Merging and compressing as a job: adapters in, an immutable artifact and a report out.
+
+Each stage reads what earlier ones wrote below the work directory and writes WORK/STAGE/, as those
+of `pruning.pipeline` do.  Below the recipe's floor the second stage fails, and nothing is sealed.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruning import artifacts, evaluation
+from pruning.adapters import algebra, atoms
+from pruning.adapters.algebra import Bag, Bags
+from pruning.adapters.carry import project
+from pruning.adapters.compression import Deltas, Probe, applied
+from pruning.adapters.jobs import (
+    AdapterSpec,
+    CompressRecipe,
+    JobReport,
+    MergeRecipe,
+    ResultReport,
+    TaskReport,
+)
+from pruning.adapters.merging import Merged, merge_all
+from pruning.adapters.peft_format import EVALUATION, WEIGHTS
+from pruning.adapters.search import search
+from pruning.adapters.source import Descent, Source, open_source
+from pruning.checkpoint import Checkpoint
+from pruning.digest import tree_digest
+from pruning.errors import InvalidInput
+from pruning.evaluation import Example
+from pruning.geometry import Geometry
+from pruning.methods import resolve
+from pruning.plan import Plan
+from pruning.progress import Progress
+from pruning.registry import compress, merge
+from pruning.text import load_tokenizer
+
+Stage = Callable[[AdapterSpec, Path, Progress], None]
+
+PROBE_ROWS = 8  # for compressions that look at outputs
+
+
+def combine(spec: AdapterSpec, work: Path, progress: Progress) -> None:
+    """Make the adapters: WORK/combine/adapters/NAME, and what they are made of as JSON."""
+    out = _begin(work, "combine")
+    sources = _sources(spec)
+    progress(0.1, "sources checked")
+    recipe = spec.recipe
+    if isinstance(recipe, MergeRecipe):
+        weights = _weights(spec, recipe, sources)
+        merged = _merged(recipe, sources, weights)
+        results: Mapping[str, Bags] = {recipe.name: {key: m.bag for key, m in merged.items()}}
+        _write_origins(merged, sources, out / "origins.json")
+    else:
+        weights, results = {}, _compressed(spec, recipe, sources[0])
+    (out / "weights.json").write_text(json.dumps(weights, sort_keys=True) + "\n")
+    dtype = reduce(torch.promote_types, (source.dtype for source in sources))
+    for done, (name, bags) in enumerate(sorted(results.items())):
+        progress(0.5 + done / len(results) / 2, f"writing {name}")
+        _write(spec, bags, dtype, out / "adapters" / name)
+
+
+def measure(spec: AdapterSpec, work: Path, progress: Progress) -> None:
+    """Run base, sources and results over the sources' rows; refuse what is below the floor."""
+    out = _begin(work, "measure")
+    sources, rows = _sources(spec), _rows(spec)
+    directories = sorted((work / "combine" / "adapters").iterdir())
+    weights = json.loads((work / "combine" / "weights.json").read_text())
+    losses = _losses(spec, sources, directories, rows, progress)
+    results = tuple(
+        ResultReport(
+            name=directory.name,
+            ranks={
+                f"{layer}.{linear}": len(own.a)
+                for (layer, linear), own in atoms.read(directory, "result").atoms.items()
+            },
+            bytes=(directory / WEIGHTS).stat().st_size,
+            tasks=tuple(
+                _task(name, weights.get(name, 1.0), rows, losses, directory.name)
+                for name in sorted(spec.sources)
+            ),
+        )
+        for directory in directories
+    )
+    kind = spec.recipe.kind
+    report = JobReport(
+        recipe=spec.recipe,
+        paper=resolve(kind, spec.recipe.method)[0].paper.url,
+        source_bytes={source.name: source.weights.stat().st_size for source in sources},
+        results=results,
+    )
+    (out / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    for result in results:
+        _check_floor(result, spec.recipe.floor)
+
+
+def publish(spec: AdapterSpec, work: Path, progress: Progress) -> None:
+    """Link the outputs together and seal them as an artifact in WORK/publish."""
+    draft = _begin(work, "publish")
+    shutil.copytree(work / "combine" / "adapters", draft / "adapters", copy_function=os.link)
+    for file in ("combine/origins.json", "combine/weights.json", "measure/report.json"):
+        if (work / file).is_file():
+            os.link(work / file, draft / Path(file).name)
+    parents = artifacts.Parents(
+        base=tree_digest(spec.base),
+        adapters={name: tree_digest(source.path) for name, source in spec.sources.items()},
+    )
+    artifacts.seal(draft, spec.recipe, parents)
+
+
+STAGES: dict[str, Stage] = {"combine": combine, "measure": measure, "publish": publish}
+
+
+def run(spec: AdapterSpec, work: Path, store: Path, progress: Progress) -> Path:
+    """All stages one after the other; the artifact's directory in `store`.
+
+    Raises InvalidInput for a source that cannot be used, naming it and its tensor, and for a
+    result below the floor; nothing is published then.
+    """
+    for stage in STAGES.values():
+        stage(spec, work, progress)
+    digest = artifacts.read(work / "publish").digest
+    artifacts.publish(work / "publish", store, digest)
+    return store / digest
+
+
+def _begin(work: Path, stage: str) -> Path:
+    torch.use_deterministic_algorithms(True)
+    shutil.rmtree(work / stage, ignore_errors=True)
+    (work / stage).mkdir(parents=True)
+    return work / stage
+
+
+def _geometry(spec: AdapterSpec) -> Geometry:
+    """The shape that all sources are brought to."""
+    return Checkpoint(spec.parent or spec.base).geometry
+
+
+def _sources(spec: AdapterSpec) -> list[Source]:
+    geometry = _geometry(spec)
+    sources = []
+    for name, source in sorted(spec.sources.items()):
+        descent = None
+        if source.cut is not None:
+            descent = Descent(
+                Checkpoint(source.cut.base).geometry, geometry, _plan(source.cut.plan)
+            )
+        sources.append(open_source(name, source.path, geometry, descent))
+    return sources
+
+
+def _plan(path: Path) -> Plan:
+    return Plan.model_validate_json(path.read_bytes())
+
+
+def _merged(
+    recipe: MergeRecipe, sources: list[Source], weights: Mapping[str, float]
+) -> dict[tuple[int, str], Merged]:
+    method, _, params = merge(recipe.method)
+    return {
+        key: merged for key, merged, _ in merge_all(sources, weights, method, params, recipe.seed)
+    }
+
+
+def _weights(spec: AdapterSpec, recipe: MergeRecipe, sources: list[Source]) -> dict[str, float]:
+    """Those of the recipe, or what a search that begins with them finds."""
+    given = {name: source.weight for name, source in spec.sources.items()}
+    if recipe.search is None:
+        return given
+    examples = {n: own[: recipe.search.rows] for n, own in _all_rows(spec).items()}
+    if not examples:
+        raise InvalidInput("search", "no source has an eval.jsonl to search on; leave it out")
+    model = evaluation.load(spec.base)
+    names = sorted(given)
+
+    def loss(weights: Any) -> float:
+        bags = _merged(recipe, sources, dict(zip(names, weights, strict=True)))
+        on_base = _on_base(spec, {key: merged.bag for key, merged in bags.items()})
+        with applied(model, _deltas(on_base)):
+            found = [evaluation.completion_loss(model, e, _silent) for e in examples.values()]
+        return sum(found) / len(found)
+
+    start = [given[name] for name in names]
+    found = search(loss, start, recipe.search.evaluations, recipe.seed)
+    return dict(zip(names, found, strict=True))
+
+
+def _compressed(spec: AdapterSpec, recipe: CompressRecipe, source: Source) -> dict[str, Bags]:
+    method, entry, params = compress(recipe.method)
+    probe = _probe(spec) if entry.needs_rows else None
+    bags = {key: source.bag(key) for key in source.places}
+    made = method(bags, params, recipe.seed, probe)
+    return {f"{recipe.name}-{label}" if label else recipe.name: own for label, own in made.items()}
+
+
+def _probe(spec: AdapterSpec) -> Probe:
+    """The base's logits on some rows of the source."""
+    rows = list(_all_rows(spec).values())
+    if not rows:
+        raise InvalidInput(
+            "method", "this method looks at outputs; give the adapter an eval.jsonl with rows"
+        )
+    model = evaluation.load(spec.base)
+
+    @torch.inference_mode()
+    def probe(deltas: Deltas) -> Tensor:
+        with applied(model, deltas):
+            outputs = [
+                model(torch.tensor([ids], device=model.device), use_cache=False).logits[0].cpu()
+                for ids, _ in rows[0][:PROBE_ROWS]
+            ]
+        return torch.cat(outputs)
+
+    return probe
+
+
+def _on_base(spec: AdapterSpec, bags: Bags) -> dict[tuple[int, str], Bag]:
+    """Bags in the shape of the sources, in that of the base that they shall serve."""
+    if spec.plan is None:
+        return dict(bags)
+    adapter = algebra.adapter_of(bags)
+    return algebra.bags_of(project(adapter, _geometry(spec), _plan(spec.plan)))
+
+
+def _write(spec: AdapterSpec, bags: Bags, dtype: torch.dtype, directory: Path) -> None:
+    on_base = _on_base(spec, bags)
+    if not on_base:
+        raise InvalidInput("base", "it has none of the linears that the sources adapt")
+    geometry = Checkpoint(spec.base).geometry
+    atoms.write(algebra.adapter_of(on_base, dtype), directory, geometry, spec.recipe.base)
+    texts = [
+        (source.path / EVALUATION).read_text(encoding="utf-8").rstrip("\n") + "\n"
+        for _, source in sorted(spec.sources.items())
+        if (source.path / EVALUATION).is_file()
+    ]
+    if texts:
+        (directory / EVALUATION).write_text("".join(texts), encoding="utf-8")
+
+
+def _write_origins(
+    merged: Mapping[tuple[int, str], Merged], sources: list[Source], path: Path
+) -> None:
+    """For each atom of each linear: the sources' atoms that went into it, with their shares."""
+    found = {}
+    for key, linear in merged.items():
+        names = [source.name for source in sources if key in source.places]
+        if linear.origins:
+            found["{}.{}".format(*key)] = [
+                [asdict(origin) | {"part": names[origin.part]} for origin in own]
+                for own in linear.origins
+            ]
+    if found:
+        path.write_text(json.dumps(found, sort_keys=True) + "\n")
+
+
+def _all_rows(spec: AdapterSpec) -> dict[str, list[Example]]:
+    tokenizer = load_tokenizer(spec.base)
+    longest = Checkpoint(spec.base).config.get("max_position_embeddings") or 512
+    return {
+        name: evaluation.rows(tokenizer, source.path / EVALUATION, longest, f"sources.{name}")
+        for name, source in sorted(spec.sources.items())
+        if (source.path / EVALUATION).is_file()
+    }
+
+
+def _rows(spec: AdapterSpec) -> dict[str, list[Example]]:
+    """The rows that measure: those that a search looked at are left out."""
+    recipe = spec.recipe
+    used = recipe.search.rows if isinstance(recipe, MergeRecipe) and recipe.search else 0
+    rows = {name: own[used:] for name, own in _all_rows(spec).items() if len(own) > used}
+    if recipe.floor > 0 and not rows:
+        raise InvalidInput("floor", "no source has rows to measure on; add an eval.jsonl to one")
+    return rows
+
+
+_Losses = dict[tuple[str, str], float]  # of what (base, own, or a result) on whose rows
+
+
+def _losses(
+    spec: AdapterSpec,
+    sources: list[Source],
+    directories: list[Path],
+    rows: Mapping[str, list[Example]],
+    progress: Progress,
+) -> _Losses:
+    model = evaluation.load(spec.base)
+    losses: _Losses = {}
+    for done, source in enumerate(sources):
+        if (own := rows.get(source.name)) is None:
+            continue
+        progress(done / len(sources) / 2, f"measuring {source.name}")
+        losses["base", source.name] = evaluation.completion_loss(model, own, _silent)
+        bags = _on_base(spec, {key: source.bag(key) for key in source.places})
+        with applied(model, _deltas(bags)):
+            losses["own", source.name] = evaluation.completion_loss(model, own, _silent)
+    for done, directory in enumerate(directories):
+        progress(0.5 + done / len(directories) / 2, f"measuring {directory.name}")
+        adapted = evaluation.with_adapter(model, directory)
+        for name, own in rows.items():
+            losses[directory.name, name] = evaluation.completion_loss(adapted, own, _silent)
+        model = adapted.unload()
+    return losses
+
+
+def _task(
+    name: str, weight: float, rows: Mapping[str, list[Example]], losses: _Losses, result: str
+) -> TaskReport:
+    base, own, found = (losses.get((what, name)) for what in ("base", "own", result))
+    recovered = None
+    if base is not None and own is not None and found is not None and own < base:
+        recovered = (base - found) / (base - own)
+    return TaskReport(
+        source=name,
+        weight=weight,
+        rows=len(rows.get(name, ())),
+        base=base,
+        own=own,
+        result=found,
+        recovered=recovered,
+    )
+
+
+def _check_floor(result: ResultReport, floor: float) -> None:
+    worst = result.worst
+    if worst is not None and worst.recovered is not None and worst.recovered < floor:
+        raise InvalidInput(
+            "floor",
+            f"{result.name} keeps {worst.recovered:.3f} of the gain of {worst.source}, less than "
+            f"{floor}; raise the rank or that source's weight, merge fewer, or lower the floor",
+            code="below_floor",
+        )
+
+
+def _deltas(bags: Bags) -> dict[tuple[int, str], Tensor]:
+    return {key: bag.delta for key, bag in bags.items()}
+
+
+def _silent(fraction: float, message: str) -> None:
+    """Progress that nobody hears."""
