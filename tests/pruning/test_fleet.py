@@ -153,7 +153,7 @@ def run(spec: PruneSpec, work: Path) -> Plan:
     return Plan.model_validate_json((work / "plan" / "plan.json").read_bytes())
 
 
-@pytest.mark.parametrize("name", ["taylor", "wanda", "magnitude", "lora_guided"])
+@pytest.mark.parametrize("name", ["taylor", "wanda", "magnitude", "lora_guided", "obs"])
 def test_any_criterion_scores_the_fleet_and_twice_the_same(name: str, spec: Any, tmp_path: Path):
     asked = spec({"combine": "max"}, criterion={"name": name})
     plans = [run(asked, tmp_path / work) for work in ("a", "b")]
