@@ -54,21 +54,22 @@ def step_of(spec: PruneSpec, target: float) -> PruneSpec:
 def approach(spec: PruneSpec, work: Path, stages: Mapping[str, Stage], progress: Progress) -> None:
     """Make all cuts but the last, and leave the lifted base where the last one looks for it.
 
-    A step that a kill finds finished is not made again.
+    A step that a kill finds finished is not made again; what it needed is gone by then.
     """
     *earlier, _ = targets_of(spec)
     state = work / "schedule.state"
     kept = kept_in(state, spec=spec.model_dump_json())
-    for i, target in enumerate(earlier):
-        here, following = kept / str(i), kept / str(i + 1)
-        here.mkdir(exist_ok=True)
-        if not lifted_base(following).exists():
-            share = part(progress, i / len(earlier), (i + 1) / len(earlier))
-            step = step_of(spec, target)
-            _cut(step, here, stages, share)
-            _lift(step, here, following)
+    steps = [kept / str(i) for i in range(len(earlier) + 1)]
+    first = max((i for i, step in enumerate(steps) if lifted_base(step).exists()), default=0)
+    for i in range(first, len(earlier)):
+        steps[i].mkdir(exist_ok=True)
+        share = part(progress, i / len(earlier), (i + 1) / len(earlier))
+        step = step_of(spec, earlier[i])
+        _cut(step, steps[i], stages, share)
+        _lift(step, steps[i], steps[i + 1])
+        shutil.rmtree(steps[i])
     if earlier:
-        lifted_base(kept / str(len(earlier))).rename(lifted_base(work))
+        lifted_base(steps[-1]).rename(lifted_base(work))
     shutil.rmtree(state)
 
 

@@ -15,11 +15,11 @@ from pruning.adapters.peft_format import EVALUATION
 from pruning.checkpoint import Checkpoint
 from pruning.evaluation import Example, Windows
 from pruning.geometry import Geometry
-from pruning.methods import resolve
+from pruning.methods import Kind, MethodEntry, resolve
 from pruning.outputs import slim_base
 from pruning.plan import Plan
 from pruning.progress import Progress, part
-from pruning.recipe import PruneSpec
+from pruning.recipe import Method, PruneSpec, Recipe
 from pruning.reports.report import (
     AdapterReport,
     BaseReport,
@@ -60,15 +60,22 @@ def measure(spec: PruneSpec, work: Path, plan: Plan, progress: Progress) -> Repo
         layers=layers_of(dense.geometry, plan),
         stages=(*timings(work, EARLIER_STAGES), _own_timing(started)),
         evaluation_tokens=data.text.num_tokens,
-        methods=(
-            cite(resolve("criterion", spec.recipe.criterion)[0]),
-            cite(resolve("allocator", spec.recipe.allocator)[0]),
-            cite(resolve("schedule", spec.recipe.schedule)[0]),
-            *(cite(resolve("recovery", method)[0]) for method in spec.recipe.recovery),
-        ),
+        methods=tuple(map(cite, _methods(spec.recipe))),
         versions={"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES},
     )
+
+
+def _methods(recipe: Recipe) -> list[MethodEntry]:
+    """What the recipe names, the schedule only if it has more to say than "at once"."""
+    named: list[tuple[Kind, Method]] = [
+        ("criterion", recipe.criterion),
+        ("allocator", recipe.allocator),
+        *(("recovery", method) for method in recipe.recovery),
+    ]
+    if recipe.schedule.name != "one_shot":
+        named.append(("schedule", recipe.schedule))
+    return [resolve(kind, method)[0] for kind, method in named]
 
 
 @dataclass(frozen=True)
