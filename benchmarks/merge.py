@@ -1,6 +1,7 @@
 """Merging and compressing adapters, beside peft and the papers' baselines.
 
-Usage: python benchmarks/merge.py [--quick] [--data DIRECTORY] [--only PART] [--json FILE]
+Usage: python benchmarks/merge.py [--quick] [--rows N] [--data DIRECTORY] [--minutes N]
+                                  [--only PART] [--json FILE]
 
 quality   recovered gain of 2, 3 and 4 bundled adapters merged to rank 8: seed i merges the
           adapters i, i+1, … of the five.  Recovered is (base - merged) / (base - own) in loss on
@@ -14,7 +15,8 @@ Seconds are processor time of one thread, reading and writing included: other wo
 does not count.
 
 Four rows of each eval.jsonl are examples for methods that want some, --rows others measure; with
---data, DIRECTORY/TASK/eval.jsonl adds 100 rows to those that measure.
+--data, DIRECTORY/TASK/eval.jsonl adds 100 rows to those that measure.  With --minutes, quality
+begins no new seed after that long.
 """
 
 import argparse
@@ -74,7 +76,7 @@ Row = dict[str, Any]
 # ours: name → method, parameters, and the weight of each source as a function of their number
 OURS: Mapping[str, tuple[str, dict[str, Any], Callable[[int], float]]] = {
     "lego": ("lego", {"k": RANK}, lambda n: 1),
-    "lego, unit features": ("lego", {"k": RANK, "feature": "unit"}, lambda n: 1),
+    "lego, raw features": ("lego", {"k": RANK, "feature": "raw"}, lambda n: 1),
     "lego, balanced gauge": ("lego", {"k": RANK, "gauge": "balanced"}, lambda n: 1),
     "lego, svd gauge": ("lego", {"k": RANK, "gauge": "svd", "sign": "canonical"}, lambda n: 1),
     "lego, no reweighting": (
@@ -180,12 +182,17 @@ def group_of(seed: int, size: int) -> list[str]:
     return [NAMES[(seed + i) % len(NAMES)] for i in range(size)]
 
 
-def quality(bench: Bench, seeds: int, sizes: Sequence[int]) -> tuple[Row, list[Row]]:
+def quality(
+    bench: Bench, seeds: int, sizes: Sequence[int], minutes: float
+) -> tuple[Row, list[Row]]:
     """The table of all methods, and the figures about lego and the best of peft at its rank."""
     found: dict[tuple[str, int], list[float]] = {}
     ranks: dict[tuple[str, int], int] = {}
-    for size in sizes:
-        for seed in range(seeds):
+    started = time.monotonic()
+    for seed in range(seeds):
+        if time.monotonic() - started > 60 * minutes:
+            break
+        for size in sizes:
             group = group_of(seed, size)
             for name, rank, values in (*ours(bench, group, seed), *peers(bench, group, seed)):
                 found.setdefault((name, size), []).append(statistics.mean(values))
@@ -437,6 +444,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--data", type=Path, help="folder with TASK/eval.jsonl")
     parser.add_argument("--rows", type=int, default=46, help="of each eval.jsonl, to measure")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="for quality")
     parser.add_argument("--only", choices=("quality", "darex", "scale"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--merge", nargs=2, help=argparse.SUPPRESS)  # what `scale` runs
@@ -459,13 +467,13 @@ def parts_of(a: argparse.Namespace) -> dict[str, Callable[[], tuple[Row, list[Ro
     if a.quick:
         bench = cache(lambda: Bench(3, a.data))
         return {
-            "quality": lambda: quality(bench(), 1, (2,)),
+            "quality": lambda: quality(bench(), 1, (2,), a.minutes),
             "darex": lambda: darex(bench(), 1, (0.99,)),
             "scale": lambda: scale(8, 1, ["k_proj"]),
         }
     bench = cache(lambda: Bench(a.rows, a.data))
     return {
-        "quality": lambda: quality(bench(), 5, (2, 3, 4)),
+        "quality": lambda: quality(bench(), 5, (2, 3, 4), a.minutes),
         "darex": lambda: darex(bench(), 5, (0.9, 0.95, 0.99)),
         "scale": lambda: scale(ADAPTERS, 16, list(SHAPES)),
     }

@@ -151,7 +151,7 @@ class LegoParams(Params):
     inertia: float | None = Field(None, gt=0, lt=1)  # instead of k: what clusters may leave of it
     parameter_reweighting: bool = True  # a centroid as long as its members are on average
     output_reweighting: bool = True  # √(rank of the sources / rank of the result)
-    feature: Literal["raw", "unit"] = "raw"  # unit: a and b of length one before clustering
+    feature: Literal["unit", "raw"] = "unit"  # unit: a and b of length one before clustering
     gauge: Literal["none", "balanced", "svd"] = "none"  # which of the forms of the same atom
     sign: Literal["keep", "canonical"] = "keep"
     norm: Literal["l2", "inf"] = "l2"  # of the parameter reweighting
