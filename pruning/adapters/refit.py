@@ -178,11 +178,12 @@ def closest(target_HC: Tensor, reader: Reader, carried: Bag, gram: Gram) -> Bag:
 
 
 def _adapted(tensors: Mapping[str, Tensor], travel: _Travel, layer: int) -> dict[str, Tensor]:
-    """A dense layer with the adapter merged into it, float32."""
-    adapted = {name: tensor.float() for name, tensor in tensors.items()}
+    """A dense layer with the adapter merged into it."""
+    adapted = dict(tensors)
     for (index, linear), bag in travel.dense.items():
         if index == layer:
-            adapted[f"{block_of(linear)}.{linear}.weight"] += bag.delta
+            name = f"{block_of(linear)}.{linear}.weight"
+            adapted[name] = adapted[name].float() + bag.delta
     return adapted
 
 
