@@ -117,10 +117,8 @@ def refit_adapters(
     }
     blocks, num_layers = Blocks(checkpoint), len(cut.plan.layers)
     for layer in range(num_layers):
-        tensors, readers = (
-            checkpoint.layer(layer),
-            _slim_readers(slim_weights, cut, layer, blocks.device),
-        )
+        tensors = checkpoint.layer(layer)
+        readers = _slim_readers(slim_weights, cut, layer, blocks.device)
         for number, (name, travel) in enumerate(travels.items()):
             fraction = (layer + number / len(travels)) / num_layers
             progress(fraction, f"refitting {name}, layer {layer + 1} of {num_layers}")
