@@ -28,7 +28,7 @@ from pruning.text import load_tokenizer
 
 DEMO = Path(__file__).parent.parent / "deploy" / "demo"
 TARGETS = (0.25, 0.5)
-ROWS = 200
+ROWS = 100
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     names = sorted(path.name for path in (DEMO / "adapters").iterdir())
     names, rows = (names[:2], 40) if options.quick else (names, ROWS)
-    sequences = 16 if options.quick else 128
+    sequences = 16 if options.quick else 64
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
         adapters = {name: with_text(options.data, work, name, rows) for name in names}
