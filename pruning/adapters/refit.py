@@ -117,10 +117,8 @@ def refit_adapters(
     }
     blocks, num_layers = Blocks(checkpoint), len(cut.plan.layers)
     for layer in range(num_layers):
-        tensors, readers = (
-            checkpoint.layer(layer),
-            _slim_readers(slim_weights, cut, layer, blocks.device),
-        )
+        tensors = checkpoint.layer(layer)
+        readers = _slim_readers(slim_weights, cut, layer, blocks.device)
         for number, (name, travel) in enumerate(travels.items()):
             fraction = (layer + number / len(travels)) / num_layers
             progress(fraction, f"refitting {name}, layer {layer + 1} of {num_layers}")
@@ -178,11 +176,12 @@ def closest(target_HC: Tensor, reader: Reader, carried: Bag, gram: Gram) -> Bag:
 
 
 def _adapted(tensors: Mapping[str, Tensor], travel: _Travel, layer: int) -> dict[str, Tensor]:
-    """A dense layer with the adapter merged into it, float32."""
-    adapted = {name: tensor.float() for name, tensor in tensors.items()}
+    """A dense layer with the adapter merged into it."""
+    adapted = dict(tensors)
     for (index, linear), bag in travel.dense.items():
         if index == layer:
-            adapted[f"{block_of(linear)}.{linear}.weight"] += bag.delta
+            name = f"{block_of(linear)}.{linear}.weight"
+            adapted[name] = adapted[name].float() + bag.delta
     return adapted
 
 
