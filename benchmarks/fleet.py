@@ -1,6 +1,6 @@
 """Fleet-aware importance against importance for the base alone: what a cut costs each adapter.
 
-Usage: python benchmarks/fleet.py [--quick] [--data DIRECTORY] [--json FILE]
+Usage: python benchmarks/fleet.py [--quick] [--data DIRECTORY] [--seeds N] [--json FILE]
 
 The bundled base and its five adapters, one cut by Taylor and one global ranking, no recovery.
 Costs are slim minus dense, in nats per token: of each adapter on the completions of its own
@@ -134,13 +134,13 @@ def summary(rows: list[Any]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one seed, little text, few rows")
+    parser.add_argument("--quick", action="store_true", help="little text, few rows")
     parser.add_argument("--data", type=Path, help="folder with the training rows of the tasks")
+    parser.add_argument("--seeds", type=int, default=1, help="how many calibration seeds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the results go")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    sequences, num_rows, windows = (4, 4, 4) if options.quick else (32, 50, 24)
-    seeds = (0,) if options.quick else (0, 1)
+    sequences, num_rows, windows = (4, 4, 4) if options.quick else (16, 30, 12)
     bench, rows = Bench(num_rows, windows), []
     dense = bench.costs(DEMO / "base", ADAPTERS)
     with tempfile.TemporaryDirectory() as folder:
@@ -148,7 +148,7 @@ def main() -> None:
         if options.data:
             texts = {n: training_text(options.data, n, Path(folder)) for n in ADAPTERS}
         ways = fleets(texts, sequences)
-        for seed in seeds:
+        for seed in range(options.seeds):
             for way, fleet in ways.items():
                 with tempfile.TemporaryDirectory() as work:
                     asked = recipe(seed, fleet, sequences, windows)
