@@ -277,6 +277,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the results go")
     options = parser.parse_args()
     assert native.available(), "python -m multilora.build"
+    chosen = os.environ.get("MULTILORA_ISA") or next(filter(native.has, native.INSTRUCTION_SETS))
     sys.path.remove(str(Path(__file__).parent))  # where transformers would find this as `kernels`
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
@@ -291,7 +292,7 @@ def main() -> None:
         steps = 1000 if options.quick else 5000
         wrong = random_steps(steps)
     figures = {
-        "instruction_set": next(name for name in native.INSTRUCTION_SETS if native.has(name)),
+        "instruction_set": chosen,
         "cases": len(rows),
         "threads": options.threads,
         **speedups(rows),

@@ -10,7 +10,7 @@
 namespace multilora {
 namespace {
 
-constexpr int SHARED = 64 << 10;  // bytes of a block, so that every architecture has room for it
+constexpr int SHARED = 96 << 10;  // bytes that a block may have on every architecture
 
 void check(cudaError_t status) {
   STD_TORCH_CHECK(status == cudaSuccess, "CUDA: ", cudaGetErrorString(status));
@@ -40,10 +40,10 @@ bool has_clusters(int device) {
   return major >= 9;
 }
 
-bool fits_tiles(const Call& call, bool is_bf16, int rows) {
+bool fits_tiles(const Call& call, bool is_bf16, int shared) {
   const auto address = reinterpret_cast<uintptr_t>(call.x);
   return is_bf16 && call.inputs % 8 == 0 && call.x_stride % 8 == 0 && address % 16 == 0 &&
-         2 * rows * call.stride * sizeof(float) <= SHARED;
+         shared <= SHARED;
 }
 
 // `height` is the plan's; `max_rank` bounds the sum of the ranks of any composition.
@@ -74,8 +74,9 @@ void apply(Tensor y, const Tensor& x, const Tensor& table, const Tensor& columns
   const int64_t units = std::min(rows, rows / height + slots.size(0));
   const unsigned blocks = units * call.slices;
   const int bytes = tile_rows * call.stride * sizeof(float);
-  constexpr int exchange = EXCHANGE * sizeof(float);
-  if (height > PREFILL_ROWS || !fits_tiles(call, is_bf16, tile_rows)) {
+  const int fused = EXCHANGE * sizeof(float) + 2 * bytes;
+  const bool is_decode = tile_rows == DECODE_ROWS;
+  if (height > PREFILL_ROWS || !fits_tiles(call, is_bf16, is_decode ? fused : bytes)) {
     const dim3 grid(rows, call.slices);
     const int plain_bytes = call.stride * sizeof(float);
     if (is_bf16)
@@ -84,16 +85,16 @@ void apply(Tensor y, const Tensor& x, const Tensor& table, const Tensor& columns
       launch(plain<float>, call, grid, 256, plain_bytes, 1, stream);
     return;
   }
-  if (tile_rows == DECODE_ROWS && has_clusters(device)) {
-    launch(decode_fused, call, dim3(blocks * SPLITS), 32 * WARPS, exchange + 2 * bytes, SPLITS, stream);
+  if (is_decode && has_clusters(device)) {
+    launch(decode_fused, call, dim3(blocks * SPLITS), 32 * WARPS, fused, SPLITS, stream);
     return;
   }
   const Tensor planes = torch::stable::new_empty(
       x, {SPLITS * rows * call.slices * call.stride}, ScalarType::Float);
   call.planes = static_cast<float*>(planes.data_ptr());
   const dim3 grid(blocks, SPLITS);
-  if (tile_rows == DECODE_ROWS) {
-    launch(decode_shrink, call, grid, 32 * WARPS, exchange + bytes, 1, stream);
+  if (is_decode) {
+    launch(decode_shrink, call, grid, 32 * WARPS, fused - bytes, 1, stream);
     launch(expand_planes<DECODE_ROWS>, call, grid, 32 * WARPS, bytes, 1, stream);
   } else {
     launch(prefill_shrink, call, grid, 32 * WARPS, bytes, 1, stream);

@@ -9,10 +9,7 @@ from multilora import native
 from multilora.reference import Composition
 
 HEIGHT = 32  # rows of a unit: enough to use an adapter's weights well while they are in the cache
-GPU_HEIGHTS = (
-    16,
-    64,
-)  # of a decode step, and of one with prefill; csrc/cuda.cu has both
+GPU_HEIGHTS = (16, 64)  # of a decode step and of one with prefill, as csrc/cuda.cu knows them
 GPU_PREFILL = 128  # rows of a step from which the second is taken
 
 
