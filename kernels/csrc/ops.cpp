@@ -45,18 +45,9 @@ void plan(const Tensor& rows, int64_t compositions, int64_t height, Tensor plan)
     if (of[t] >= 0) order[next[of[t]]++] = t;
 }
 
-void check(const Tensor& y, const Tensor& x, const Tensor& table, const Tensor& columns) {
-  STD_TORCH_CHECK(y.dim() == 2 && x.dim() == 2 && y.size(0) == x.size(0), "y and x have T rows");
-  STD_TORCH_CHECK(y.stride(1) == 1 && x.stride(1) == 1, "the rows of y and x are contiguous");
-  STD_TORCH_CHECK(y.scalar_type() == x.scalar_type(), "y and x have one dtype");
-  STD_TORCH_CHECK(table.dim() == 3 && table.is_contiguous() && table.size(2) == 3 &&
-                      columns.numel() == table.size(1) + 1,
-                  "the table has 3 numbers for each slot and slice");
-}
-
 void apply(Tensor y, const Tensor& x, const Tensor& table, const Tensor& columns,
-           const Tensor& slots, const Tensor& weights, const Tensor& plan) {
-  check(y, x, table, columns);
+           const Tensor& slots, const Tensor& weights, const Tensor& plan, int64_t, int64_t) {
+  check_shapes(y, x, table, columns);
   const auto* offsets = static_cast<const int64_t*>(columns.data_ptr());
   STD_TORCH_CHECK(offsets[table.size(1)] == y.size(1), "the slices fill y");
   const Linear linear{static_cast<const Descriptor*>(table.data_ptr()), table.size(0),
@@ -81,7 +72,7 @@ STABLE_TORCH_LIBRARY(multilora, m) {
   m.def("plan(Tensor rows, int compositions, int height, Tensor(a!) plan) -> ()");
   m.def(
       "apply_(Tensor(a!) y, Tensor x, Tensor table, Tensor columns, Tensor slots, Tensor weights, "
-      "Tensor plan) -> ()");
+      "Tensor plan, int height, int max_rank) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(multilora, CPU, m) {

@@ -7,6 +7,12 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define MULTILORA_ANYWHERE __host__ __device__
+#else
+#define MULTILORA_ANYWHERE
+#endif
+
 namespace multilora {
 
 struct Unit {
@@ -17,10 +23,10 @@ struct Plan {
   const int32_t* data;
   int64_t capacity;
 
-  int32_t num_units() const { return data[0]; }
-  int32_t num_rows() const { return data[1]; }
-  const int32_t* order() const { return data + 2; }
-  Unit unit(int64_t u) const {
+  MULTILORA_ANYWHERE int32_t num_units() const { return data[0]; }
+  MULTILORA_ANYWHERE int32_t num_rows() const { return data[1]; }
+  MULTILORA_ANYWHERE const int32_t* order() const { return data + 2; }
+  MULTILORA_ANYWHERE Unit unit(int64_t u) const {
     const int32_t* at = data + 2 + capacity + 3 * u;
     return {at[0], at[1], at[2]};
   }

@@ -9,19 +9,21 @@ from multilora import native
 from multilora.reference import Composition
 
 HEIGHT = 32  # rows of a unit: enough to use an adapter's weights well while they are in the cache
+GPU_HEIGHTS = (16, 64)  # of a decode step and of one with prefill, as csrc/cuda.cu knows them
+GPU_PREFILL = 128  # rows of a step from which the second is taken
 
 
 class Compositions:
     """Weighted sums of adapters, by index, in tables that stay where they are."""
 
-    def __init__(self, count: int, max_parts: int = 1) -> None:
-        self.slots = torch.full((count, max_parts), -1, dtype=torch.int32)
-        self.weights = torch.zeros(count, max_parts)
+    def __init__(self, count: int, max_parts: int = 1, device: str = "cpu") -> None:
+        self.slots = torch.full((count, max_parts), -1, dtype=torch.int32, device=device)
+        self.weights = torch.zeros(count, max_parts, device=device)
 
     @classmethod
-    def of_slots(cls, slots: int) -> "Compositions":
+    def of_slots(cls, slots: int, device: str = "cpu") -> "Compositions":
         """The composition i is the adapter in slot i, as it is."""
-        compositions = cls(slots)
+        compositions = cls(slots, device=device)
         compositions.slots[:, 0] = torch.arange(slots)
         compositions.weights.fill_(1.0)
         return compositions
@@ -53,7 +55,10 @@ class Batch:
 
     def __init__(self, compositions: Compositions, max_rows: int) -> None:
         self.compositions = compositions
-        self.plan = torch.zeros(2 + 4 * max_rows, dtype=torch.int32)
+        self.plan = torch.zeros(
+            2 + 4 * max_rows, dtype=torch.int32, device=compositions.slots.device
+        )
+        self.height = HEIGHT
         self.rows = torch.empty(0, dtype=torch.int64)
 
     def update(self, rows: Tensor | Sequence[int]) -> None:
@@ -62,5 +67,12 @@ class Batch:
         Raises RuntimeError for more rows than fit and for a composition that there is not.
         """
         self.rows = torch.as_tensor(rows, dtype=torch.int64)
-        if native.available():
-            torch.ops.multilora.plan(self.rows, len(self.compositions), HEIGHT, self.plan)
+        if not native.available():
+            return
+        on_gpu = self.plan.is_cuda
+        if on_gpu:
+            self.height = GPU_HEIGHTS[len(self.rows) >= GPU_PREFILL]
+        host = torch.empty_like(self.plan, device="cpu", pin_memory=True) if on_gpu else self.plan
+        torch.ops.multilora.plan(self.rows, len(self.compositions), self.height, host)
+        if on_gpu:
+            self.plan.copy_(host, non_blocking=True)

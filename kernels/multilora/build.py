@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import torch
 
 from multilora.native import LIBRARY
 
+TORCH = Path(torch.__file__).parent
 SOURCES = (Path(__file__).parents[1] / "csrc", Path(sys.prefix) / "share/graftwork/csrc")
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
 CPU = {
@@ -28,8 +29,8 @@ CPU = {
     "avx512.cpp": AVX512,
     "avx512_bf16.cpp": [*AVX512, "-mavx512bf16"],
 }
-# GCC 12 warns of its own intrinsics.
-WARNINGS = ["-Wall", "-Wextra", "-Wno-maybe-uninitialized"]
+CUDA = "cuda.cu"
+COMPILE = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden"]
 STABLE = "-DTORCH_TARGET_VERSION=0x020d000000000000"  # the ABI of torch 2.13
 GPUS = ("80", "86", "89", "90a", "100", "120")
 
@@ -38,54 +39,45 @@ class CannotBuild(Exception):
     """Something that the build needs is missing; the message says what."""
 
 
-def build(sources: Path, target: Path = LIBRARY, gpus: Sequence[str] = ()) -> None:
+def build(sources: Path, target: Path = LIBRARY, gpus: Sequence[str] = ()) -> str:
     """Compile `sources` into the shared object `target`, with CUDA kernels for `gpus`.
 
-    Raises CannotBuild when a compiler is missing, the machine is no x86-64, or a compiler fails.
+    Returns what the compilers said: of CUDA kernels, registers and spills.  Raises CannotBuild
+    when a compiler is missing, the machine is no x86-64, or a compiler fails.
     """
     if platform.machine() not in ("x86_64", "AMD64"):
         raise CannotBuild(f"there are no kernels for {platform.machine()}")
     compiler = _find(os.environ.get("CXX", "g++"))
-    nvcc = _find("nvcc") if gpus else ""
+    compile_ = {name: [compiler, *COMPILE, *flags] for name, flags in CPU.items()}
+    link = [compiler, "-shared", "-s"]
+    if gpus:
+        nvcc = _find("nvcc")
+        compile_[CUDA] = [nvcc, *_cuda_flags(gpus)]
+        link = [nvcc, "-shared", "--cudart=static", "-Xlinker=-s"]
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
         commands = [
-            [compiler, *_flags(sources, bool(gpus)), *flags, "-c", str(sources / name)]
-            for name, flags in CPU.items()
+            [*command, STABLE, f"-I{TORCH / 'include'}", "-c", str(sources / name)]
+            + ["-o", str(work / f"{name}.o")]
+            for name, command in compile_.items()
         ]
-        commands += [[nvcc, *_cuda_flags(gpus), "-c", str(path)] for path in _cuda(sources, gpus)]
-        objects = [work / f"{Path(command[-1]).name}.o" for command in commands]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(
-                pool.map(_run, (c + ["-o", str(o)] for c, o in zip(commands, objects, strict=True)))
-            )
-        linker = [nvcc, "-shared", "--cudart=static", "-Xlinker=-s"] if gpus else None
-        linker = linker or [compiler, "-shared", "-s"]
+            said = list(pool.map(_run, commands))
         library = work / target.name
-        _run([*linker, *map(str, objects), *_libraries(), "-o", str(library)])
+        objects = [str(work / f"{name}.o") for name in compile_]
+        _run([*link, *objects, f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-o", str(library)])
         # in place at once, so that a running process keeps the file that it has mapped
         shutil.copy(library, target.with_suffix(".new"))
         target.with_suffix(".new").replace(target)
-
-
-def _flags(sources: Path, cuda: bool) -> list[str]:
-    include = f"-isystem{Path(torch.__file__).parent / 'include'}"
-    flags = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", *WARNINGS, STABLE, include]
-    return flags + (["-DMULTILORA_CUDA"] if cuda else [])
-
-
-def _cuda(sources: Path, gpus: Sequence[str]) -> Iterable[Path]:
-    return sorted(sources.glob("*.cu")) if gpus else ()
+    return "".join(said)
 
 
 def _cuda_flags(gpus: Sequence[str]) -> list[str]:
-    include = f"-isystem={Path(torch.__file__).parent / 'include'}"
-    flags = ["-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", STABLE, include]
-    return flags + [f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in gpus]
-
-
-def _libraries() -> list[str]:
-    return [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"]
+    newest = gpus[-1]  # also as PTX, for what comes after it
+    codes = [f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in gpus]
+    codes.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+    flags = ["-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
+    return [*flags, f"--threads={os.cpu_count()}", *codes]
 
 
 def _find(program: str) -> str:
@@ -95,10 +87,11 @@ def _find(program: str) -> str:
     return path
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise CannotBuild(f"{' '.join(command)}\n{done.stderr}")
+    return done.stdout + done.stderr
 
 
 def main() -> None:

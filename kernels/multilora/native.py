@@ -32,8 +32,13 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def available() -> bool:
-    return library() is not None
+def available(device: str = "cpu") -> bool:
+    """Whether there are kernels for a type of device."""
+    if library() is None:
+        return False
+    return device == "cpu" or torch._C._dispatch_has_kernel_for_dispatch_key(
+        "multilora::apply_", device.upper()
+    )
 
 
 def has(instruction_set: str) -> bool:

@@ -24,6 +24,8 @@ def apply_(y: Tensor, x: Tensor, pool: Pool, name: str, batch: Batch) -> None:
             compositions.slots,
             compositions.weights,
             batch.plan,
+            batch.height,
+            pool.max_rank * compositions.slots.shape[1],
         )
         return
     reference.apply_(

@@ -33,7 +33,7 @@ class Linear:
 class Pool:
     """The adapters of one model, by slot.
 
-    `packed` says that the kernels read them; without kernels for the dtype torch does.
+    `packed` says that the kernels read them; without kernels for dtype and device torch does.
     """
 
     def __init__(
@@ -41,19 +41,22 @@ class Pool:
         linears: Mapping[str, Linear],
         slots: int,
         dtype: torch.dtype,
+        device: str = "cpu",
         packed: bool = True,
     ) -> None:
         self.linears = dict(linears)
         self.dtype = dtype
-        self.packed = packed and dtype in native.DTYPES and native.available()
+        self.device = torch.device(device)
+        self.packed = packed and dtype in native.DTYPES and native.available(self.device.type)
         self.tables = {
-            name: torch.zeros(slots, len(linear.widths), 3, dtype=torch.int64)
+            name: torch.zeros(slots, len(linear.widths), 3, dtype=torch.int64, device=device)
             for name, linear in self.linears.items()
         }
         self.columns = {
-            name: torch.tensor((0, *linear.widths)).cumsum(0)
+            name: torch.tensor((0, *linear.widths)).cumsum(0).to(device)
             for name, linear in self.linears.items()
         }
+        self.max_rank = 0  # of any adapter that was ever loaded, as it is padded
         self._blocks: list[Tensor | None] = [None] * slots
         self._plain: list[Weights] = [{} for _ in range(slots)]
 
@@ -68,13 +71,13 @@ class Pool:
         self.unload(slot)
         if not self.packed:
             self._plain[slot] = {
-                name: [m and (m[0].to(self.dtype), m[1].to(self.dtype)) for m in slices]
-                for name, slices in weights.items()
+                name: [m and self._cast(m) for m in slices] for name, slices in weights.items()
             }
             return
-        packed = [(place, _pack(*m, self.dtype)) for place, m in _present(weights)]
+        on_gpu = self.device.type == "cuda"
+        packed = [(place, _pack(*m, self.dtype, on_gpu)) for place, m in _present(weights)]
         sizes = [[_aligned(t.numel()) for t in pair] for _, pair in packed]
-        block = torch.empty(sum(map(sum, sizes)), dtype=self.dtype)
+        block = torch.empty(sum(map(sum, sizes)), dtype=self.dtype, device=self.device)
         start = 0
         for ((name, number), pair), pair_sizes in zip(packed, sizes, strict=True):
             addresses = []
@@ -83,7 +86,8 @@ class Pool:
                 place.copy_(tensor.flatten())
                 addresses.append(place.data_ptr())
                 start += size
-            rank = pair[1].shape[1]
+            rank = pair[0].shape[0] * RANKS
+            self.max_rank = max(self.max_rank, rank)
             self.tables[name][slot, number] = torch.tensor((*addresses, rank))
         self._blocks[slot] = block
 
@@ -103,6 +107,10 @@ class Pool:
     def nbytes(self) -> int:
         """What the packed adapters occupy."""
         return sum(block.nbytes for block in self._blocks if block is not None)
+
+    def _cast(self, matrices: Matrices) -> Matrices:
+        a_RI, b_OR = matrices
+        return a_RI.to(self.device, self.dtype), b_OR.to(self.device, self.dtype)
 
     def _check(self, name: str, slices: Sequence[Matrices | None]) -> None:
         linear = self.linears.get(name)
@@ -127,13 +135,18 @@ def _present(weights: Weights) -> Iterator[tuple[tuple[str, int], Matrices]]:
                 yield (name, number), matrices
 
 
-def _pack(a_RI: Tensor, b_OR: Tensor, dtype: torch.dtype) -> Matrices:
-    """A as (R / 8, I / 32, 8, 32) and B as (O / 32, R, 32), filled up with zeros."""
+def _pack(a_RI: Tensor, b_OR: Tensor, dtype: torch.dtype, on_gpu: bool) -> Matrices:
+    """A as (R / 8, I / 32, 8, 32) and B as (O / 32, R, 32), filled up with zeros.
+
+    A GPU reads B by pairs of ranks: (O / 32, R / 2, 32, 2).
+    """
     (rank, inputs), outputs = a_RI.shape, b_OR.shape[0]
     more_ranks, more_inputs, more_outputs = -rank % RANKS, -inputs % PANEL, -outputs % PANEL
     a_RI = pad(a_RI.to(dtype), (0, more_inputs, 0, more_ranks))
     b_OR = pad(b_OR.to(dtype), (0, more_ranks, 0, more_outputs))
     a = a_RI.view(-1, RANKS, a_RI.shape[1] // PANEL, PANEL).transpose(1, 2)
+    if on_gpu:
+        return a, b_OR.view(-1, PANEL, b_OR.shape[1] // 2, 2).transpose(1, 2)
     return a, b_OR.view(-1, PANEL, b_OR.shape[1]).transpose(1, 2)
 
 

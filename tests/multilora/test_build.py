@@ -1,5 +1,6 @@
 """The build: one small library over the stable ABI, and a package that works without it."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,20 @@ def test_it_needs_only_the_stable_abi_of_torch(kernels: None):
     assert "at::" not in symbols
     assert "c10::" not in symbols
     assert "Py" not in symbols
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_with_nvcc_the_library_holds_kernels_that_spill_on_no_architecture(tmp_path: Path):
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not on PATH")
+    library = tmp_path / "libmultilora.so"
+    report = build.build(build.SOURCES[0], library, build.GPUS)
+    for gpu in build.GPUS:
+        assert len(re.findall(rf"Compiling entry function .* for 'sm_{gpu}'", report)) == 7
+    assert set(re.findall(r"(\d+) bytes spill", report)) == {"0"}
+    assert library.stat().st_size < 5e6
+    assert run(library).stdout.split("]") == ["[6.0, 0.0", " True\n"]
 
 
 def test_without_a_compiler_the_build_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

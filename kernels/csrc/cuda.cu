@@ -1,0 +1,109 @@
+// The operator on a GPU: which kernels run, and how they are launched.
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <algorithm>
+
+#include "gpu_kernels.cuh"
+#include "ops.h"
+
+namespace multilora {
+namespace {
+
+constexpr int SHARED = 96 << 10;  // bytes that a block may have on every architecture
+
+void check(cudaError_t status) {
+  STD_TORCH_CHECK(status == cudaSuccess, "CUDA: ", cudaGetErrorString(status));
+}
+
+template <class Kernel>
+void launch(Kernel kernel, const Call& call, dim3 grid, int threads, int shared, int cluster,
+            cudaStream_t stream) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = cluster > 1;
+  check(cudaLaunchKernelEx(&config, kernel, call));
+}
+
+bool has_clusters(int device) {
+  int major = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  return major >= 9;
+}
+
+bool fits_tiles(const Call& call, bool is_bf16, int shared) {
+  const auto address = reinterpret_cast<uintptr_t>(call.x);
+  return is_bf16 && call.inputs % 8 == 0 && call.x_stride % 8 == 0 && address % 16 == 0 &&
+         shared <= SHARED;
+}
+
+// `height` is the plan's; `max_rank` bounds the sum of the ranks of any composition.
+void apply(Tensor y, const Tensor& x, const Tensor& table, const Tensor& columns,
+           const Tensor& slots, const Tensor& weights, const Tensor& plan, int64_t height,
+           int64_t max_rank) {
+  check_shapes(y, x, table, columns);
+  STD_TORCH_CHECK(plan.is_cuda() && table.is_cuda() && columns.is_cuda() && slots.is_cuda() &&
+                      weights.is_cuda(),
+                  "plan and tables are on the GPU");
+  const bool is_bf16 = y.scalar_type() == ScalarType::BFloat16;
+  STD_TORCH_CHECK(is_bf16 || y.scalar_type() == ScalarType::Float, "float32 or bfloat16");
+  const int64_t rows = y.size(0), capacity = (plan.numel() - 2) / 4;
+  Call call{y.data_ptr(), x.data_ptr(), y.stride(0), x.stride(0),
+            static_cast<const Descriptor*>(table.data_ptr()),
+            static_cast<const int64_t*>(columns.data_ptr()),
+            static_cast<const int32_t*>(slots.data_ptr()),
+            static_cast<const float*>(weights.data_ptr()),
+            Plan{static_cast<const int32_t*>(plan.data_ptr()), capacity}, nullptr,
+            static_cast<int>(table.size(1)), static_cast<int>(slots.size(1)),
+            static_cast<int>(x.size(1)), static_cast<int>(max_rank), static_cast<int>(rows)};
+  if (!rows || !max_rank) return;
+  const int device = x.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const auto stream = static_cast<cudaStream_t>(
+      torch::stable::accelerator::getCurrentStream(device).nativeHandle());
+  const int tile_rows = height <= DECODE_ROWS ? DECODE_ROWS : PREFILL_ROWS;
+  const int64_t units = std::min(rows, rows / height + slots.size(0));
+  const unsigned blocks = units * call.slices;
+  const int bytes = tile_rows * call.stride * sizeof(float);
+  const int fused = EXCHANGE * sizeof(float) + 2 * bytes;
+  const bool is_decode = tile_rows == DECODE_ROWS;
+  if (height > PREFILL_ROWS || !fits_tiles(call, is_bf16, is_decode ? fused : bytes)) {
+    const dim3 grid(rows, call.slices);
+    const int plain_bytes = call.stride * sizeof(float);
+    if (is_bf16)
+      launch(plain<__nv_bfloat16>, call, grid, 256, plain_bytes, 1, stream);
+    else
+      launch(plain<float>, call, grid, 256, plain_bytes, 1, stream);
+    return;
+  }
+  if (is_decode && has_clusters(device)) {
+    launch(decode_fused, call, dim3(blocks * SPLITS), 32 * WARPS, fused, SPLITS, stream);
+    return;
+  }
+  const Tensor planes = torch::stable::new_empty(
+      x, {SPLITS * rows * call.slices * call.stride}, ScalarType::Float);
+  call.planes = static_cast<float*>(planes.data_ptr());
+  const dim3 grid(blocks, SPLITS);
+  if (is_decode) {
+    launch(decode_shrink, call, grid, 32 * WARPS, fused - bytes, 1, stream);
+    launch(expand_planes<DECODE_ROWS>, call, grid, 32 * WARPS, bytes, 1, stream);
+  } else {
+    launch(prefill_shrink, call, grid, 32 * WARPS, bytes, 1, stream);
+    launch(expand_planes<PREFILL_ROWS>, call, grid, 32 * WARPS, bytes, 1, stream);
+  }
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(multilora, CUDA, m) { m.impl("apply_", TORCH_BOX(&apply)); }
+
+}  // namespace multilora
