@@ -10,27 +10,13 @@ from typing import Any, Literal, TypedDict
 from dbos import DBOSPortableJSONSerializer
 
 from pruning.errors import InvalidInput
-from pruning.recipe import Recipe
 
 QUEUE = "pruning"
-WORKFLOW = "prune"
 PUBLICATION = "publish"
 EVENTS = "events"  # the stream of a job's events
 PROGRESS = "progress"  # the latest progress, as a DBOS event
 VERSION = "2"  # of the workflows' steps: a job resumes only where it means the same steps
 SERIALIZER = DBOSPortableJSONSerializer()
-
-STAGES = ("schedule", "calibrate", "plan", "slice", "recover", "carry", "evaluate", "publish")
-
-
-def stages_of(recipe: Recipe) -> tuple[str, ...]:
-    """The stages that a recipe gives something to do, in order."""
-    idle = set()
-    if recipe.schedule.name == "one_shot":
-        idle.add("schedule")
-    if not recipe.recovery:
-        idle.add("recover")
-    return tuple(stage for stage in STAGES if stage not in idle)
 
 
 class Event(TypedDict):

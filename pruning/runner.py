@@ -9,11 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pruning.job import JobFailed
+from pruning.kinds import PRUNING, Kind
 from pruning.progress import Progress
 from pruning.stage import INVALID_INPUT
 
@@ -39,8 +40,15 @@ class Usage:
 class Runner:
     """Runs stages of the module `pipeline` with so many threads (0: one per core)."""
 
-    pipeline: str = "pruning.pipeline"
+    pipeline: str = PRUNING.pipeline
     threads: int = 0
+    kind: str = PRUNING.workflow
+
+    def of(self, kind: Kind) -> "Runner":
+        """One for jobs of a kind."""
+        if kind is PRUNING:
+            return self
+        return replace(self, pipeline=kind.pipeline, kind=kind.workflow)
 
     def __call__(
         self, stage: str, work: Path, progress: Progress, cancelled: Callable[[], bool]
@@ -79,7 +87,7 @@ class Runner:
         return usage
 
     def _command(self, stage: str, work: Path) -> list[str]:
-        options = ["--pipeline", self.pipeline, "--parent", str(os.getpid())]
+        options = ["--kind", self.kind, "--pipeline", self.pipeline, "--parent", str(os.getpid())]
         return [sys.executable, "-m", "pruning.stage", stage, str(work), *options]
 
     def _environment(self) -> dict[str, str]:

@@ -20,13 +20,14 @@ from typing import Any, TextIO
 from pruning.artifacts import Parents, seal
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
+from pruning.kinds import KINDS, PRUNING
 from pruning.outputs import slim_base
 from pruning.progress import Progress
 from pruning.recipe import PruneSpec
 
 INVALID_INPUT = 2
 
-Stage = Callable[[PruneSpec, Path, Progress], None]
+Stage = Callable[[Any, Path, Progress], None]
 
 _PR_SET_PDEATHSIG = 1
 
@@ -49,11 +50,12 @@ def assemble(spec: PruneSpec, work: Path, progress: Progress) -> None:
     seal(draft, spec.recipe, parents)
 
 
-def run(stage: str, work: Path, pipeline: str, progress: Progress) -> None:
+def run(stage: str, work: Path, kind: str, pipeline: str, progress: Progress) -> None:
     """Run a stage from scratch: what an interrupted attempt left is removed first."""
-    spec = PruneSpec.model_validate_json((work / "spec.json").read_bytes())
+    (known,) = (one for one in KINDS if one.workflow == kind)
+    spec = known.spec.model_validate_json((work / "spec.json").read_bytes())
     shutil.rmtree(work / stage, ignore_errors=True)
-    stages: dict[str, Stage] = {"publish": assemble}
+    stages: dict[str, Stage] = {"publish": assemble} if known is PRUNING else {}
     if stage not in stages:
         stages = importlib.import_module(pipeline).STAGES
     stages[stage](spec, work, progress)
@@ -63,7 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pruning.stage", description=__doc__)
     parser.add_argument("stage")
     parser.add_argument("work", type=Path)
-    parser.add_argument("--pipeline", default="pruning.pipeline", help="module with the STAGES")
+    parser.add_argument("--kind", default=PRUNING.workflow, help="of the job")
+    parser.add_argument("--pipeline", default=PRUNING.pipeline, help="module with the STAGES")
     parser.add_argument("--parent", type=int, help="process to die with")
     options = parser.parse_args(arguments)
     if options.parent is not None:
@@ -77,6 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
         run(
             options.stage,
             options.work,
+            options.kind,
             options.pipeline,
             lambda fraction, message: say({"fraction": fraction, "message": message}),
         )

@@ -22,15 +22,17 @@ from typing import Any, Literal
 from dbos import DBOS, SetWorkflowID, WorkflowHandle, error
 
 from pruning import artifacts, job
+from pruning.adapters.jobs import AdapterSpec
 from pruning.errors import InvalidInput
 from pruning.job import JobFailed
+from pruning.kinds import KINDS, Kind, kind_of
 from pruning.progress import Progress
 from pruning.recipe import PruneSpec
 from pruning.runner import Cancelled, Runner
 
 log = logging.getLogger(__name__)
 
-Publish = Callable[[PruneSpec, Path, str], None]
+Publish = Callable[[PruneSpec | AdapterSpec, Path, str], None]
 
 _ACTIVE = ("ENQUEUED", "DELAYED", "PENDING")
 _PROGRESS_SECONDS = 0.5
@@ -82,15 +84,15 @@ def run(place: Workplace, publish: Publish, runner: Runner | None = None) -> Non
 
 
 def _register(place: Workplace, publish: Publish, runner: Runner) -> None:
-    @DBOS.workflow(name=job.WORKFLOW)
-    def prune(spec: dict[str, Any]) -> dict[str, str]:
+    def run_job(kind: Kind, spec: dict[str, Any]) -> dict[str, str]:
         name = DBOS.workflow_id
         assert name is not None
         work = place.jobs / name
         try:
-            stages = job.stages_of(PruneSpec.model_validate(spec).recipe)
+            own = runner.of(kind)
+            stages = kind.stages(kind.spec.model_validate(spec).recipe)
             for stage in stages:
-                DBOS.run_step({"name": stage}, _run_stage, runner, stages, stage, work, spec)
+                DBOS.run_step({"name": stage}, _run_stage, own, stages, stage, work, spec)
             digest = DBOS.run_step({"name": "digest"}, _digest, work)
             with SetWorkflowID(job.publication(name)):
                 DBOS.start_workflow(publication, name, spec, digest)
@@ -102,6 +104,14 @@ def _register(place: Workplace, publish: Publish, runner: Runner) -> None:
                 shutil.rmtree(work, ignore_errors=True)
             raise
         return {"artifact": digest}
+
+    def register(kind: Kind) -> None:
+        @DBOS.workflow(name=kind.workflow)
+        def workflow(spec: dict[str, Any]) -> dict[str, str]:
+            return run_job(kind, spec)
+
+    for kind in KINDS:
+        register(kind)
 
     @DBOS.workflow(name=job.PUBLICATION)
     def publication(name: str, spec: dict[str, Any], digest: str) -> None:
@@ -137,7 +147,7 @@ def _publish(
     artifact = place.artifacts / digest
     is_new = artifacts.publish(place.jobs / name / "publish", place.artifacts, digest)
     try:
-        publish(PruneSpec.model_validate(spec), artifact, digest)
+        publish(kind_of(name).spec.model_validate(spec), artifact, digest)
     except Exception as reason:
         if is_new:
             shutil.rmtree(artifact, ignore_errors=True)

@@ -25,7 +25,7 @@ from service.routes import adapters, bases, completions, files, health, jobs, me
 from service.settings import Settings
 
 _FOLLOW_SECONDS = 0.2  # until a base that a worker published gets its engine
-_ROUTERS = (completions, models, bases, adapters, files, jobs, health, metrics)
+_ROUTERS = (completions, models, bases, jobs, adapters, files, health, metrics)  # first match
 _log = structlog.get_logger("gateway")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
+from pruning.adapters.jobs import AdapterSpec
 from pruning.adapters.peft_format import read_adapter
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
@@ -233,6 +234,30 @@ class Catalog:
         return file
 
     # artifacts
+
+    def publish(self, spec: PruneSpec | AdapterSpec, artifact_dir: Path, digest: str) -> None:
+        """Register a finished artifact, whatever the kind of its job; may be repeated."""
+        if isinstance(spec, PruneSpec):
+            self.publish_artifact(spec, artifact_dir, digest)
+        else:
+            self._publish_adapters(spec, artifact_dir)
+
+    def _publish_adapters(self, spec: AdapterSpec, artifact_dir: Path) -> None:
+        base = self.base(spec.recipe.base)
+        made = [_carried(base, path) for path in sorted((artifact_dir / "adapters").iterdir())]
+        with self._write() as connection:
+            for adapter in made:
+                key = {"base": base.name, "name": adapter.name}
+                held = sa.select(schema.adapters).where(_equal(schema.adapters, key))
+                if (row := connection.execute(held).mappings().first()) is None:
+                    _insert(connection, schema.adapters, _row(adapter), adapter.model)
+                elif row["digest"] != adapter.digest:
+                    raise InvalidInput(
+                        "name",
+                        f"adapter {adapter.model} exists already; choose another name",
+                        code="conflict",
+                        status=409,
+                    )
 
     def publish_artifact(self, spec: PruneSpec, artifact_dir: Path, digest: str) -> None:
         """Register a finished artifact: the slim base and the adapters that were carried.

@@ -199,6 +199,26 @@ def add_adapter(
     resources.add_adapter(url, name, directory, base)
 
 
+AdapterRecipe = Annotated[Path, typer.Argument(help="a YAML file; see docs/adapters.md")]
+Wait = Annotated[bool, typer.Option("--wait", "-w", help="show progress until the end")]
+
+
+@adapters.command("merge")
+def merge_adapters(recipe: AdapterRecipe, url: Url, wait: Wait = False) -> None:
+    """Start the job that merges the adapters of a recipe into one."""
+    from service.commands import combine
+
+    combine.combine(url, recipe, "merge", wait)
+
+
+@adapters.command("compress")
+def compress_adapter(recipe: AdapterRecipe, url: Url, wait: Wait = False) -> None:
+    """Start the job that makes the adapter of a recipe smaller."""
+    from service.commands import combine
+
+    combine.combine(url, recipe, "compress", wait)
+
+
 @adapters.command("remove")
 def remove_adapter(
     model: Annotated[str, typer.Argument(help="BASE+NAME")],

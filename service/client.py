@@ -13,7 +13,7 @@ Json = dict[str, Any]
 
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0, read=600.0)  # a base is hashed before it is answered
 _STREAM_TIMEOUT = httpx.Timeout(30.0, connect=5.0, read=60.0)  # a silent stream has a heartbeat
-_JOBS = "/v1/pruning/jobs"
+_JOBS, _ADAPTER_JOBS = "/v1/pruning/jobs", "/v1/adapters/jobs"
 _ADAPTER_FILES = ("adapter_*", "eval.jsonl", "calibration.jsonl")
 
 
@@ -103,8 +103,12 @@ class Client:
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
         return self._ask("POST", _JOBS, json=dict(recipe), headers=headers)
 
+    def submit_adapters(self, recipe: Mapping[str, Any]) -> Json:
+        """Start a job that merges or compresses adapters."""
+        return self._ask("POST", _ADAPTER_JOBS, json=dict(recipe))
+
     def job(self, id: str) -> Json:
-        return self._ask("GET", f"{_JOBS}/{id}")
+        return self._ask("GET", f"{_path(id)}")
 
     def jobs(self, limit: int) -> list[Json]:
         """The newest jobs."""
@@ -112,22 +116,22 @@ class Client:
 
     def report(self, id: str) -> Json:
         """What a job measured of the dense and the slim base."""
-        return self._ask("GET", f"{_JOBS}/{id}/report")
+        return self._ask("GET", f"{_path(id)}/report")
 
     def cancel(self, id: str) -> Json:
-        return self._ask("POST", f"{_JOBS}/{id}/cancel")
+        return self._ask("POST", f"{_path(id)}/cancel")
 
     def past_events(self, id: str) -> Iterator[Json]:
         """The events of a job so far."""
         page: Json = {"has_more": True, "last_id": None}
         while page["has_more"]:
             after = {} if page["last_id"] is None else {"after": page["last_id"]}
-            page = self._ask("GET", f"{_JOBS}/{id}/events", params={"limit": 100, **after})
+            page = self._ask("GET", f"{_path(id)}/events", params={"limit": 100, **after})
             yield from page["data"]
 
     def events(self, id: str) -> Iterator[Json]:
         """The events of a job from its start, as they happen, until it is over."""
-        with self._stream(f"{_JOBS}/{id}/events") as lines:
+        with self._stream(f"{_path(id)}/events") as lines:
             yield from _server_sent(lines)
 
     # health
@@ -168,6 +172,10 @@ class Client:
 
     def _unreachable(self, error: httpx.TransportError) -> Unreachable:
         return Unreachable(f"no Graftwork server answers at {self.url} ({error})")
+
+
+def _path(job: str) -> str:
+    return f"{_ADAPTER_JOBS if job.startswith('adapterjob-') else _JOBS}/{job}"
 
 
 def _checked(response: httpx.Response) -> Any:

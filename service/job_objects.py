@@ -6,13 +6,17 @@ from typing import Any, Generic, Literal, TypeVar
 from dbos import WorkflowStatus
 from pydantic import BaseModel, ConfigDict
 
+from pruning.adapters.jobs import AdapterSpec, CompressRecipe, MergeRecipe, results
 from pruning.errors import InvalidInput
 from pruning.job import Event, Progress
+from pruning.kinds import ADAPTERS, PRUNING, kind_of
 from pruning.recipe import PruneSpec, Recipe
 
 Item = TypeVar("Item", "Job", "JobEvent")
 Status = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
 ENDED = ("succeeded", "failed", "cancelled")
+PATHS = {PRUNING: "/v1/pruning/jobs", ADAPTERS: "/v1/adapters/jobs"}
+AnyRecipe = Recipe | MergeRecipe | CompressRecipe
 
 _STATUS: dict[str, Status] = {
     "ENQUEUED": "queued",
@@ -43,20 +47,21 @@ class JobResult(_Frozen):
 
 
 class Job(_Frozen):
-    """A pruning job; `progress` is the fraction of the whole that is done, times are Unix seconds.
+    """A job; `progress` is the fraction of the whole that is done, times are Unix seconds.
 
-    `pruned_model`, `result` and `error` are null until the job has ended.
+    `pruned_model`, `result` and `error` are null until the job has ended; the first always is for
+    a job on adapters, whose `result.models` name them.
     """
 
     id: str
-    object: Literal["pruning.job"] = "pruning.job"
+    object: Literal["pruning.job", "adapter.job"] = "pruning.job"
     created_at: int
     started_at: int | None
     finished_at: int | None
     status: Status
     model: str
     pruned_model: str | None
-    recipe: Recipe
+    recipe: AnyRecipe
     stage: str | None
     progress: float
     result: JobResult | None
@@ -101,12 +106,13 @@ def job_object(
     done = status == "succeeded"
     return Job(
         id=work.workflow_id,
+        object="pruning.job" if isinstance(recipe, Recipe) else "adapter.job",
         created_at=_seconds(work.created_at) or 0,
         started_at=_seconds(work.dequeued_at),
         finished_at=_seconds(last.completed_at) if status in ENDED else None,
         status=status,
         model=recipe.base,
-        pruned_model=recipe.name if done else None,
+        pruned_model=recipe.name if done and isinstance(recipe, Recipe) else None,
         recipe=recipe,
         stage=progress["stage"] if progress and status == "running" else None,
         progress=1.0 if done else progress["fraction"] if progress else 0.0,
@@ -160,19 +166,27 @@ def last_event(job: Job) -> JobEvent:
     return event_object(job.id, "end", end)
 
 
-def spec_of(work: WorkflowStatus) -> PruneSpec:
+def spec_of(work: WorkflowStatus) -> PruneSpec | AdapterSpec:
     """The spec that a job was created with."""
     assert work.input is not None
-    return PruneSpec.model_validate(work.input["args"][0])
+    return kind_of(work.workflow_id).spec.model_validate(work.input["args"][0])
 
 
-def _result(work: WorkflowStatus, spec: PruneSpec) -> JobResult:
-    assert work.output is not None
+def _models(spec: PruneSpec | AdapterSpec) -> tuple[str, ...]:
+    """What a job makes, as requests name it."""
+    if isinstance(spec, AdapterSpec):
+        return tuple(f"{spec.recipe.base}+{name}" for name in results(spec.recipe))
     name = spec.recipe.name
+    return (name, *(f"{name}+{adapter}" for adapter in sorted(spec.adapters)))
+
+
+def _result(work: WorkflowStatus, spec: PruneSpec | AdapterSpec) -> JobResult:
+    assert work.output is not None
+    path = PATHS[kind_of(work.workflow_id)]
     return JobResult(
         artifact=work.output["artifact"],
-        report=f"/v1/pruning/jobs/{work.workflow_id}/report",
-        models=(name, *(f"{name}+{adapter}" for adapter in sorted(spec.adapters))),
+        report=f"{path}/{work.workflow_id}/report",
+        models=_models(spec),
     )
 
 

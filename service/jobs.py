@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -12,10 +12,12 @@ from dbos import DBOS, DBOSClient, WorkflowStatus, error
 
 from pruning import job as contract
 from pruning.errors import InvalidInput
+from pruning.kinds import ADAPTERS, KINDS, PRUNING, Kind
 from pruning.recipe import Recipe
 from service.catalog import Catalog
 from service.errors import Conflict, NotFound
 from service.job_objects import (
+    AnyRecipe,
     Job,
     JobEvent,
     Page,
@@ -28,10 +30,8 @@ from service.job_objects import (
     spec_of,
     status_of,
 )
-from service.recipes import resolve
+from service.recipes import resolve, resolve_adapters
 from service.settings import Settings
-
-_ID = "prunejob-"
 
 
 class Jobs:
@@ -49,31 +49,36 @@ class Jobs:
     def close(self) -> None:
         self._client.destroy()
 
-    def create(self, recipe: Recipe, key: str | None = None) -> Job:
+    def create(self, recipe: AnyRecipe, key: str | None = None) -> Job:
         """Enqueue a recipe; the same idempotency key and recipe again is the same job.
 
         Raises InvalidInput for a recipe that cannot be run; Conflict when the key was used for
         another recipe, or the name is taken or about to be.
         """
-        id = _ID + (_hash(key) if key else secrets.token_hex(12))
+        kind = PRUNING if isinstance(recipe, Recipe) else ADAPTERS
+        id = kind.prefix + (_hash(key) if key else secrets.token_hex(12))
         if existing := self._find(id):
             return self._same(existing, recipe)
-        spec = resolve(recipe, self._catalog)
+        if isinstance(recipe, Recipe):
+            spec, makes = resolve(recipe, self._catalog).model_dump(mode="json"), recipe.name
+        else:
+            resolved = resolve_adapters(recipe, self._catalog)
+            spec, makes = resolved.model_dump(mode="json"), f"{recipe.base}+{recipe.name}"
         try:
             self._client.enqueue(
                 {
-                    "workflow_name": contract.WORKFLOW,
+                    "workflow_name": kind.workflow,
                     "queue_name": contract.QUEUE,
                     "workflow_id": id,
-                    "deduplication_id": recipe.name,
+                    "deduplication_id": makes,
                     "attributes": {"created_ns": time.time_ns()},
                 },
-                spec.model_dump(mode="json"),
+                spec,
             )
         except error.DBOSQueueDeduplicatedError:
             if self._find(id) is None:
                 raise Conflict(
-                    f"another job is making {recipe.name!r}; cancel it or choose another name",
+                    f"another job is making {makes!r}; cancel it or choose another name",
                     param="name",
                 ) from None
         return self._same(self._one(id), recipe)
@@ -82,11 +87,9 @@ class Jobs:
         """A job as it stands; NotFound for an unknown id."""
         return self._object(self._one(id))
 
-    def list(self, limit: int = 20, after: str | None = None) -> Page[Job]:
-        """Jobs, newest first."""
-        known = self._client.list_workflows(
-            name=contract.WORKFLOW, load_input=False, load_output=False
-        )
+    def list(self, kind: Kind, limit: int = 20, after: str | None = None) -> Page[Job]:
+        """Jobs of a kind, newest first."""
+        known = self._known(kind)
         ids = [work.workflow_id for work in sorted(known, key=_created, reverse=True)]
         if after is not None and after not in ids:
             raise InvalidInput("after", f"there is no job {after!r}")
@@ -113,12 +116,10 @@ class Jobs:
                 name=contract.PUBLICATION, load_input=False, load_output=False
             )
         }
-        known = self._client.list_workflows(
-            name=contract.WORKFLOW, load_input=False, load_output=False
-        )
         statuses = [
             status_of(work, publications.get(contract.publication(work.workflow_id)))
-            for work in known
+            for kind in KINDS
+            for work in self._known(kind)
         ]
         return {status: statuses.count(status) for status in get_args(Status)}
 
@@ -136,7 +137,13 @@ class Jobs:
         job = self.get(id)
         if job.result is None:
             raise NotFound(f"job {id} is {job.status}; only a job that succeeded has a report")
-        return self._artifacts / job.result.artifact / f"report.{format}"
+        path = self._artifacts / job.result.artifact / f"report.{format}"
+        if not path.is_file():
+            raise NotFound(f"the report of job {id} is not written as {format}")
+        return path
+
+    def _known(self, kind: Kind) -> Sequence[WorkflowStatus]:
+        return self._client.list_workflows(name=kind.workflow, load_input=False, load_output=False)
 
     def _stream(self, id: str, start: int) -> Iterator[JobEvent]:
         stream = self._client.read_stream(id, contract.EVENTS, offset=start, timeout_seconds=0)
@@ -151,7 +158,7 @@ class Jobs:
         progress = self._client.get_event(work.workflow_id, contract.PROGRESS, 0)
         return job_object(work, publication, progress)
 
-    def _same(self, work: WorkflowStatus, recipe: Recipe) -> Job:
+    def _same(self, work: WorkflowStatus, recipe: AnyRecipe) -> Job:
         if spec_of(work).recipe != recipe:
             raise Conflict("this Idempotency-Key was used for another recipe")
         return self._object(work)
@@ -163,7 +170,7 @@ class Jobs:
 
     def _find(self, id: str) -> WorkflowStatus | None:
         work = self._workflow(id)
-        return work if work and work.name == contract.WORKFLOW else None
+        return work if work and work.name in {kind.workflow for kind in KINDS} else None
 
     def _workflow(self, id: str) -> WorkflowStatus | None:
         return next(iter(self._client.list_workflows(workflow_ids=[id])), None)

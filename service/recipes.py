@@ -5,9 +5,18 @@ from pathlib import Path
 from typing import TypeVar
 
 from pruning import budget
+from pruning.adapters.jobs import (
+    AdapterSpec,
+    CompressRecipe,
+    Cut,
+    Input,
+    MergeRecipe,
+    SourceSpec,
+    results,
+)
 from pruning.errors import InvalidInput
 from pruning.recipe import PruneSpec, Recipe, Text
-from service.catalog import Catalog
+from service.catalog import Base, Catalog
 from service.errors import Conflict, NotFound
 
 Found = TypeVar("Found")
@@ -46,6 +55,68 @@ def resolve(recipe: Recipe, catalog: Catalog) -> PruneSpec:
         },
         evaluation=_path(recipe.evaluation, "evaluation", catalog),
     )
+
+
+def resolve_adapters(recipe: MergeRecipe | CompressRecipe, catalog: Catalog) -> AdapterSpec:
+    """Look up every name of a recipe about adapters; InvalidInput names what is unknown or unfit.
+
+    Sources may be of the recipe's base, of its dense parent, or of other slim bases of it.
+    Conflict when a name to be is taken.
+    """
+    base = _known("base", lambda: catalog.base(recipe.base))
+    taken = {adapter.name for adapter in catalog.adapters(base.name)}
+    for name in results(recipe):
+        if name in taken:
+            raise Conflict(
+                f"adapter {base.name}+{name} exists already; choose another name", param="name"
+            )
+    inputs = recipe.sources if isinstance(recipe, MergeRecipe) else (Input(adapter=recipe.source),)
+    homes = {one.label: _home(one, base, catalog) for one in inputs}
+    meets = any(home.name != base.name for home in homes.values())
+
+    def source(one: Input) -> SourceSpec:
+        home = homes[one.label]
+        found = _known("sources", lambda: catalog.adapter(home.name, one.adapter))
+        cut = _cut(home) if meets else None
+        return SourceSpec(path=found.path.absolute(), weight=one.weight, cut=cut)
+
+    sources = {one.label: source(one) for one in inputs}
+    cut = _cut(base) if meets else None
+    parent = catalog.base(_root(base)).path.absolute() if meets else None
+    return AdapterSpec(
+        recipe=recipe,
+        base=base.path.absolute(),
+        sources=sources,
+        parent=parent,
+        plan=cut.plan if cut else None,
+    )
+
+
+def _home(one: Input, base: Base, catalog: Catalog) -> Base:
+    """The base that a source is registered with, of the same family as the recipe's."""
+    name = one.base
+    if name is None:
+        return base
+    home = _known("sources", lambda: catalog.base(name))
+    if _root(home) != _root(base):
+        raise InvalidInput(
+            "sources",
+            f"{one.label} is of the base {home.name!r}, which shares no parent with {base.name!r}; "
+            "name adapters of one dense base and of its slim bases",
+            code="adapter_mismatch",
+        )
+    return home
+
+
+def _root(base: Base) -> str:
+    return base.parent or base.name
+
+
+def _cut(base: Base) -> Cut | None:
+    if base.parent is None:
+        return None
+    path = base.path.absolute()
+    return Cut(base=path, plan=path.parent / "plan.json")
 
 
 def _path(text: Text, purpose: str, catalog: Catalog) -> Path:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pruning.methods import LadderParams, resolve
 from pruning.recipe import Method, Name
 
 
@@ -69,6 +70,14 @@ class CompressRecipe(_AdapterRecipe):
 
 
 AdapterRecipe = Annotated[MergeRecipe | CompressRecipe, Field(discriminator="kind")]
+
+
+def results(recipe: MergeRecipe | CompressRecipe) -> tuple[str, ...]:
+    """The names of the adapters that a recipe makes.  Raises InvalidInput for an unfit method."""
+    _, params = resolve(recipe.kind, recipe.method)
+    if isinstance(params, LadderParams):
+        return tuple(f"{recipe.name}-r{rank}" for rank in params.ranks)
+    return (recipe.name,)
 
 
 class Cut(_Frozen):

@@ -263,12 +263,16 @@ def _write_origins(
 
 
 def _all_rows(spec: AdapterSpec) -> dict[str, list[Example]]:
+    measured = [name for name, s in spec.sources.items() if (s.path / EVALUATION).is_file()]
+    if not measured:
+        return {}
     tokenizer = load_tokenizer(spec.base)
     longest = Checkpoint(spec.base).config.get("max_position_embeddings") or 512
     return {
-        name: evaluation.rows(tokenizer, source.path / EVALUATION, longest, f"sources.{name}")
-        for name, source in sorted(spec.sources.items())
-        if (source.path / EVALUATION).is_file()
+        name: evaluation.rows(
+            tokenizer, spec.sources[name].path / EVALUATION, longest, f"sources.{name}"
+        )
+        for name in sorted(measured)
     }
 
 
@@ -292,8 +296,10 @@ def _losses(
     rows: Mapping[str, list[Example]],
     progress: Progress,
 ) -> _Losses:
-    model = evaluation.load(spec.base)
     losses: _Losses = {}
+    if not rows:
+        return losses
+    model = evaluation.load(spec.base)
     for done, source in enumerate(sources):
         if (own := rows.get(source.name)) is None:
             continue

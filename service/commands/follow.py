@@ -28,14 +28,22 @@ def follow(client: Client, id: str) -> Json:
 
 def conclude(client: Client, job: Json) -> None:
     """Say how a job ended; CommandFailed unless it succeeded."""
-    if job["status"] == "succeeded":
-        print(_summary(job["pruned_model"], client.report(job["id"])))
+    if job["status"] != "succeeded":
+        raise failed(job)
+    if job["pruned_model"] is None:  # a job on adapters
         print(f"serves: {', '.join(job['result']['models'])}")
-        print(f"report: {client.url}{job['result']['report']}?format=html")
+        print(f"report: {client.url}{job['result']['report']}")
         return
+    print(_summary(job["pruned_model"], client.report(job["id"])))
+    print(f"serves: {', '.join(job['result']['models'])}")
+    print(f"report: {client.url}{job['result']['report']}?format=html")
+
+
+def failed(job: Json) -> CommandFailed:
+    """Why a job did not succeed."""
     reason = f": {job['error']['message']}" if job["error"] else ""
     field = f" ({job['error']['param']})" if job["error"] and job["error"]["param"] else ""
-    raise CommandFailed(f"job {job['id']} {job['status']}{reason}{field}")
+    return CommandFailed(f"job {job['id']} {job['status']}{reason}{field}")
 
 
 def _summary(name: str, report: Json) -> str:

@@ -66,7 +66,7 @@ def worker(on_lifeline: bool) -> None:
         lifeline.hold_on()
     with _database_errors(settings):
         catalog = Catalog(settings.database)
-    run(place, catalog.publish_artifact, Runner(threads=settings.stage_threads))
+    run(place, catalog.publish, Runner(threads=settings.stage_threads))
 
 
 def _prepare() -> Settings:

@@ -1,4 +1,4 @@
-"""Pruning jobs: create, look up, follow, cancel, in the manner of OpenAI's fine-tuning jobs."""
+"""Jobs on bases and on adapters: create, look up, follow, cancel, as OpenAI's fine-tuning jobs."""
 
 from collections.abc import AsyncIterator
 from functools import partial
@@ -6,15 +6,19 @@ from typing import Annotated, Literal
 
 import anyio
 from anyio import to_thread
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
+from pruning.adapters.jobs import AdapterRecipe
+from pruning.kinds import ADAPTERS, PRUNING, Kind
 from pruning.recipe import Recipe
 from service.dependencies import JobsDep
-from service.job_objects import Job, JobEvent, Page
+from service.errors import NotFound
+from service.job_objects import PATHS, Job, JobEvent, Page
 from service.jobs import Jobs
 
-router = APIRouter(prefix="/v1/pruning/jobs", tags=["jobs"])
+pruning = APIRouter(prefix=PATHS[PRUNING], tags=["jobs"])
+adapters = APIRouter(prefix=PATHS[ADAPTERS], tags=["jobs"])
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 Key = Annotated[str | None, Header(min_length=1, max_length=255)]
@@ -23,53 +27,72 @@ _POLL_SECONDS = 0.5
 _HEARTBEAT_SECONDS = 15.0
 
 
-@router.post("")
-def create(recipe: Recipe, jobs: JobsDep, idempotency_key: Key = None) -> Job:
+@pruning.post("")
+def prune(recipe: Recipe, jobs: JobsDep, idempotency_key: Key = None) -> Job:
     """Prune a base and carry its adapters; the same Idempotency-Key again is the same job."""
     return jobs.create(recipe, idempotency_key)
 
 
-@router.get("")
-def list_jobs(jobs: JobsDep, limit: Limit = 20, after: str | None = None) -> Page[Job]:
-    """Jobs, newest first."""
-    return jobs.list(limit, after)
+@adapters.post("")
+def merge_or_compress(recipe: AdapterRecipe, jobs: JobsDep, idempotency_key: Key = None) -> Job:
+    """Merge adapters into one, or make one smaller; the same Idempotency-Key is the same job."""
+    return jobs.create(recipe, idempotency_key)
 
 
-@router.get("/{id}")
-def get(id: str, jobs: JobsDep) -> Job:
-    """A job as it stands."""
-    return jobs.get(id)
+def _follow(router: APIRouter, kind: Kind) -> None:
+    """The routes that every kind of job has."""
+
+    def own(id: str) -> str:
+        if not id.startswith(kind.prefix):
+            raise NotFound(f"job {id!r} does not exist", param="id")
+        return id
+
+    Id = Annotated[str, Depends(own)]
+
+    @router.get("")
+    def list_jobs(jobs: JobsDep, limit: Limit = 20, after: str | None = None) -> Page[Job]:
+        """Jobs, newest first."""
+        return jobs.list(kind, limit, after)
+
+    @router.get("/{id}")
+    def get(id: Id, jobs: JobsDep) -> Job:
+        """A job as it stands."""
+        return jobs.get(id)
+
+    @router.get("/{id}/events", response_model=Page[JobEvent])
+    def events(
+        id: Id,
+        jobs: JobsDep,
+        limit: Limit = 20,
+        after: str | None = None,
+        stream: bool = False,
+        accept: Annotated[str, Header()] = "",
+        last_event_id: Annotated[str | None, Header()] = None,
+    ) -> Page[JobEvent] | StreamingResponse:
+        """What happened to a job, oldest first; with `stream`, as server-sent events to its end."""
+        if not stream and "text/event-stream" not in accept:
+            return jobs.events(id, limit, after)
+        after = last_event_id or after
+        jobs.events(id, 1, after)  # its errors are answers; once the stream runs it is too late
+        return StreamingResponse(_stream(jobs, id, after), media_type="text/event-stream")
+
+    @router.post("/{id}/cancel")
+    def cancel(id: Id, jobs: JobsDep) -> Job:
+        """End a job at once; nothing of it remains."""
+        return jobs.cancel(id)
+
+    @router.get("/{id}/report", response_class=Response)
+    def report(id: Id, jobs: JobsDep, format: Literal["json", "html"] = "json") -> FileResponse:
+        """What was measured before and after."""
+        media_type = {"json": "application/json", "html": "text/html"}[format]
+        return FileResponse(jobs.report(id, format), media_type=media_type)
 
 
-@router.get("/{id}/events", response_model=Page[JobEvent])
-def events(
-    id: str,
-    jobs: JobsDep,
-    limit: Limit = 20,
-    after: str | None = None,
-    stream: bool = False,
-    accept: Annotated[str, Header()] = "",
-    last_event_id: Annotated[str | None, Header()] = None,
-) -> Page[JobEvent] | StreamingResponse:
-    """What happened to a job, oldest first; with `stream`, as server-sent events until it ends."""
-    if not stream and "text/event-stream" not in accept:
-        return jobs.events(id, limit, after)
-    after = last_event_id or after
-    jobs.events(id, 1, after)  # its errors are answers; once the stream runs it is too late
-    return StreamingResponse(_stream(jobs, id, after), media_type="text/event-stream")
-
-
-@router.post("/{id}/cancel")
-def cancel(id: str, jobs: JobsDep) -> Job:
-    """End a job at once; nothing of it remains."""
-    return jobs.cancel(id)
-
-
-@router.get("/{id}/report", response_class=Response)
-def report(id: str, jobs: JobsDep, format: Literal["json", "html"] = "json") -> FileResponse:
-    """What was measured before and after the cut."""
-    media_type = {"json": "application/json", "html": "text/html"}[format]
-    return FileResponse(jobs.report(id, format), media_type=media_type)
+_follow(pruning, PRUNING)
+_follow(adapters, ADAPTERS)
+router = APIRouter()
+router.include_router(pruning)
+router.include_router(adapters)
 
 
 async def _stream(jobs: Jobs, id: str, after: str | None) -> AsyncIterator[str]:

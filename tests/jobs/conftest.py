@@ -108,7 +108,7 @@ catalog = Catalog(database)
 
 def publish(spec, artifact, digest):
     obey("register")
-    catalog.publish_artifact(spec, artifact, digest)
+    catalog.publish(spec, artifact, digest)
 
 run(Workplace(database, home / "artifacts", home / "jobs"), publish, Runner(pipeline, threads=1))
 """

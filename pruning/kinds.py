@@ -1,0 +1,47 @@
+"""The kinds of jobs: what each is given, its stages, and the module that has them (torch-free)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pruning.adapters.jobs import AdapterSpec
+from pruning.recipe import PruneSpec, Recipe
+
+STAGES = ("schedule", "calibrate", "plan", "slice", "recover", "carry", "evaluate", "publish")
+
+
+def stages_of(recipe: Recipe) -> tuple[str, ...]:
+    """The stages that a recipe gives something to do, in order."""
+    idle = set()
+    if recipe.schedule.name == "one_shot":
+        idle.add("schedule")
+    if not recipe.recovery:
+        idle.add("recover")
+    return tuple(stage for stage in STAGES if stage not in idle)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of job."""
+
+    workflow: str  # the name of its workflow
+    prefix: str  # of its ids
+    spec: type[PruneSpec] | type[AdapterSpec]
+    stages: Callable[[Any], tuple[str, ...]]  # of a recipe
+    pipeline: str
+
+
+PRUNING = Kind("prune", "prunejob-", PruneSpec, stages_of, "pruning.pipeline")
+ADAPTERS = Kind(
+    "adapters",
+    "adapterjob-",
+    AdapterSpec,
+    lambda recipe: ("combine", "measure", "publish"),
+    "pruning.adapters.pipeline",
+)
+KINDS = (PRUNING, ADAPTERS)
+
+
+def kind_of(id: str) -> Kind:
+    """The kind that a job's id tells."""
+    return next(kind for kind in KINDS if id.startswith(kind.prefix))
