@@ -155,7 +155,7 @@ def measured(criteria: Sequence[str], aims: Sequence[str], seeds: int, trials: b
 
 
 def figures(rows: list[Row]) -> dict[str, Any]:
-    """Means by target and allocator; how often each allocator beats uniform, case by case."""
+    """Means by case and allocator; how often each allocator beats uniform, case by case."""
     by_case = {
         (r["allocator"], r["criterion"], r["target"], r["seed"]): r["nats_over_dense"] for r in rows
     }
@@ -175,13 +175,14 @@ def figures(rows: list[Row]) -> dict[str, Any]:
 
 
 def means(rows: list[Row]) -> dict[str, dict[str, float]]:
-    """Nats over dense by target and allocator, the mean over criteria and seeds."""
+    """Nats over dense by target with criterion and by allocator, the mean over seeds."""
     cells: dict[tuple[str, str], list[float]] = {}
     for row in rows:
-        cells.setdefault((row["target"], row["allocator"]), []).append(row["nats_over_dense"])
+        case = f"{row['target']} {row['criterion']}"
+        cells.setdefault((case, row["allocator"]), []).append(row["nats_over_dense"])
     table: dict[str, dict[str, float]] = {}
-    for (target, name), values in cells.items():
-        table.setdefault(target, {})[name] = round(mean(values), 3)
+    for (case, name), values in cells.items():
+        table.setdefault(case, {})[name] = round(mean(values), 3)
     return table
 
 
