@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,14 @@ import report
 import torch
 
 from pruning import evaluation
+from pruning.allocation import problem, solve
 from pruning.checkpoint import Checkpoint
 from pruning.export import slim_config
 from pruning.geometry import Geometry
 from pruning.importance import score_layers
 from pruning.methods import resolve
 from pruning.recipe import Method, Recipe, Text
-from pruning.registry import LayerScores, allocator
+from pruning.registry import LayerScores
 from pruning.slicing import slice_base
 from pruning.stats import Statistics, collect
 from pruning.text import calibration_ids, load_tokenizer
@@ -162,9 +164,9 @@ class Bench:
         """Per token, of the slim base that this case makes."""
         (cut,) = (cut for cut in CUTS if cut.label == case.cut)
         recipe = recipe_of(self.checkpoint.geometry, case, cut, method)
-        allocate, _, params = allocator(recipe.allocator)
-        entry, _ = resolve("criterion", method)
-        plan = allocate(self.checkpoint.geometry, scores, recipe, params, entry.comparable)
+        path = DEMO / "text" / "calibration.txt"
+        ids = partial(calibration_ids, self.tokenizer, path, self.calibration, 0)
+        plan = solve(problem(self.checkpoint, recipe, scores, found, ids, quiet))
         config = slim_config(self.checkpoint.config, plan, "auto")
         with tempfile.TemporaryDirectory(dir=self.work) as model:
             slice_base(self.checkpoint, plan, config, found, Path(model), quiet)

@@ -1,40 +1,157 @@
-"""How a target is spent on blocks, KV groups and FFN channels, and whether it can be (torch-free).
-
-Counted are the weights that leave; a bias gained by compensation is not charged to the target.
-"""
+"""How a target is spent on blocks, KV groups and FFN channels, or why it cannot (torch-free)."""
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from pruning import methods
+from pruning import methods, targets
 from pruning.errors import InvalidInput
 from pruning.export import stock_family
 from pruning.geometry import Geometry
-from pruning.recipe import Recipe
+from pruning.methods import Params
+from pruning.recipe import Recipe, Size
+from pruning.targets import Costs
+
+Counts = Mapping[int, tuple[int, ...]]  # layer → how many units it may keep, widest first
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What is to leave besides whole blocks: KV groups, and FFN channels worth some parameters."""
+class Totals:
+    """What all layers together are to keep; the channels meet the target to a fraction of one."""
 
     kv_groups: int
-    ffn_parameters: int
+    ffn_channels: float
 
 
 @dataclass(frozen=True)
-class _Room:
-    """What may leave, in parameters: whole blocks must, KV groups in steps, FFN channels."""
+class Space:
+    """What each layer may keep once whole blocks have left, and what is still to be saved."""
 
-    blocks: int
-    kv_steps: tuple[int, ...]  # KV groups that leave, by step
-    kv_group: int
-    kv_total: int  # of all groups outside of removed blocks, floors included
-    ffn: int
-    ffn_total: int
+    num_layers: int
+    kv_groups: Counts  # of the layers that keep their attention
+    ffn_channels: Counts  # of the layers that keep their MLP
+    kv_steps: tuple[int, ...]  # how many KV groups may leave, in all layers together
+    even: bool  # whether all layers must keep the same
+    costs: Costs
+    wanted: float  # in the measure of the costs
 
     @property
-    def largest(self) -> int:
-        return self.blocks + self.kv_steps[-1] * self.kv_group + self.ffn
+    def room(self) -> float:
+        """The most that can be saved."""
+        return self.kv_steps[-1] * self.costs.kv_group + self._ffn_room
+
+    def split(self, kv_groups_out: float | None = None) -> Totals:
+        """What to keep of each kind when about so many KV groups leave.
+
+        The KV groups are the nearest number with which the FFN can take the rest, so the target
+        is met as finely as FFN channels allow; where it cannot, as finely as KV groups do.  By
+        default the same fraction of both kinds leaves.
+        """
+        cost = self.costs.kv_group
+        groups, channels = _dense(self.kv_groups), _dense(self.ffn_channels)
+        if kv_groups_out is None:
+            whole = sum(groups) * cost + sum(channels) * self.costs.ffn_channel
+            kv_groups_out = self.wanted * sum(groups) / whole if whole else 0
+        desired = kv_groups_out
+
+        def badness(out: int) -> tuple[float, float]:
+            rest = self.wanted - out * cost
+            return max(-rest, rest - self._ffn_room, 0.0), abs(out - desired)
+
+        out = min(self.kv_steps, key=badness)
+        rest = min(max(self.wanted - out * cost, 0.0), self._ffn_room)
+        return Totals(
+            kv_groups=sum(counts[0] for counts in self.kv_groups.values()) - out,
+            ffn_channels=sum(counts[0] for counts in self.ffn_channels.values())
+            - rest / self.costs.ffn_channel,
+        )
+
+    @property
+    def _ffn_room(self) -> float:
+        channels = sum(counts[0] - counts[-1] for counts in self.ffn_channels.values())
+        return channels * self.costs.ffn_channel
+
+
+def _dense(counts: Counts) -> list[int]:
+    """The dense widths of the layers that may become narrower."""
+    return [widths[0] for widths in counts.values() if len(widths) > 1]
+
+
+def space(
+    geometry: Geometry, recipe: Recipe, attentions: Iterable[int], mlps: Iterable[int]
+) -> Space:
+    """The space of a recipe when the named layers keep their attention and their MLP.
+
+    The widths are even, the same in all layers, for the allocator `uniform` unless the export is
+    per layer.  Raises InvalidInput when no stock class can hold a uniform export.
+    """
+    even = recipe.allocator.name == "uniform" and recipe.export != "per_layer"
+    groups = {layer: kv_counts(geometry, recipe, layer) for layer in attentions}
+    channels = {layer: ffn_widths(geometry, recipe, layer) for layer in mlps}
+    if even:
+        groups, channels = _shortest(groups), _shortest(channels)
+    price = targets.costs(geometry, recipe)
+    num_layers = len(geometry.layers)
+    blocks = (num_layers - len(groups)) * price.attention + (num_layers - len(channels)) * price.mlp
+    return Space(
+        num_layers=num_layers,
+        kv_groups=groups,
+        ffn_channels=channels,
+        kv_steps=_kv_steps(geometry, recipe, groups, even),
+        even=even,
+        costs=price,
+        wanted=targets.wanted(geometry, recipe) - blocks,
+    )
+
+
+def kv_counts(geometry: Geometry, recipe: Recipe, layer: int) -> tuple[int, ...]:
+    """How many KV groups a layer with attention may keep, widest first."""
+    dense = geometry.layers[layer].num_kv_heads
+    if "kv_group" not in recipe.units:
+        return (dense,)
+    least = max(recipe.floors.of(layer)[0], math.ceil(_least_fraction(recipe) * dense - 1e-9))
+    return tuple(range(dense, least - 1, -1))
+
+
+def ffn_widths(geometry: Geometry, recipe: Recipe, layer: int) -> tuple[int, ...]:
+    """The widths that a layer's FFN may take, widest first: the dense one, then multiples."""
+    dense, multiple = geometry.layers[layer].intermediate_size, recipe.ffn_multiple
+    if "ffn_channel" not in recipe.units:
+        return (dense,)
+    fraction = max(recipe.floors.of(layer)[1], _least_fraction(recipe))
+    # the tolerance undoes the rounding of a fraction such as 0.1 of 640
+    least = math.ceil(fraction * dense - 1e-9)
+    floor = math.ceil(least / multiple) * multiple
+    largest = (dense - 1) // multiple * multiple
+    return (dense, *range(largest, floor - 1, -multiple))
+
+
+def _shortest(counts: Counts) -> dict[int, tuple[int, ...]]:
+    """The widths that every layer may take: those of the layer with the highest floor."""
+    common = min(counts.values(), key=len)
+    return dict.fromkeys(counts, common)
+
+
+def _kv_steps(geometry: Geometry, recipe: Recipe, counts: Counts, even: bool) -> tuple[int, ...]:
+    if not even:
+        return tuple(range(sum(kept[0] - kept[-1] for kept in counts.values()) + 1))
+    layer, kept = geometry.layers[0], next(iter(counts.values()))
+    if recipe.export == "uniform":
+        size, biases = layer.group_size, recipe.bias_compensation
+        kept = tuple(n for n in kept if stock_family(geometry, n * size, biases))
+        if not kept:
+            raise InvalidInput(
+                "export", f"no stock class holds this {geometry.family} with biases; use per_layer"
+            )
+    return tuple((layer.num_kv_heads - n) * len(counts) for n in kept)
+
+
+def _least_fraction(recipe: Recipe) -> float:
+    return _params(recipe).least_fraction
+
+
+def _params(recipe: Recipe) -> Params:
+    return methods.resolve("allocator", recipe.allocator)[1]
 
 
 def check(geometry: Geometry, recipe: Recipe) -> None:
@@ -45,6 +162,8 @@ def check(geometry: Geometry, recipe: Recipe) -> None:
     methods.resolve("criterion", recipe.criterion)
     methods.resolve("allocator", recipe.allocator)
     methods.resolve("schedule", recipe.schedule)
+    if recipe.size and recipe.schedule.name != "one_shot":
+        raise InvalidInput("schedule", "it nears a target, not a size; give target, or one_shot")
     if recipe.fleet and recipe.schedule.name != "one_shot":
         raise InvalidInput("schedule", "a fleet is scored on the dense base; choose one_shot")
     for position, method in enumerate(recipe.recovery):
@@ -56,107 +175,93 @@ def check(geometry: Geometry, recipe: Recipe) -> None:
     if len(set(geometry.layers)) > 1:
         raise InvalidInput("base", "layers differ in width: it is slim already; give a dense base")
     _check_blocks(geometry, recipe)
-    if recipe.floors.kv_groups > geometry.layers[0].num_kv_heads:
-        raise InvalidInput(
-            "floors.kv_groups", f"at most {geometry.layers[0].num_kv_heads}, the base has no more"
-        )
+    _check_floors(geometry, recipe)
     if recipe.export == "uniform" and recipe.allocator.name != "uniform":
         raise InvalidInput("export", "uniform needs allocator uniform; give auto or per_layer")
+    _check_memory(geometry, recipe)
     _check_target(geometry, recipe)
 
 
 def largest_target(geometry: Geometry, recipe: Recipe) -> float:
     """The largest fraction of `body_parameters` that units, blocks and floors let go."""
-    return _room(geometry, recipe).largest / geometry.body_parameters
+    in_parameters = recipe.model_copy(update={"target": 0.5, "size": None})
+    space = any_space(geometry, in_parameters)
+    saved = targets.wanted(geometry, in_parameters) - space.wanted + space.room
+    return saved / geometry.body_parameters
 
 
-def allot(geometry: Geometry, recipe: Recipe) -> Budget:
-    """Split the target: the same fraction of KV groups and FFN channels, in whole KV steps.
+def any_space(geometry: Geometry, recipe: Recipe) -> Space:
+    """The space when the last blocks leave; it is as large whichever blocks may and do leave."""
+    free = [i for i in range(len(geometry.layers)) if i not in recipe.floors.layers]
 
-    A KV step is one group (allocator global) or one group of every layer (uniform).  The FFN takes
-    the remainder, so the plan misses the target by at most half an FFN step: `ffn_multiple`
-    channels of one layer (global) or of every layer (uniform).  Where the FFN may not be cut, or
-    cannot take the remainder, it is half a KV step instead.
-    """
-    room = _room(geometry, recipe)
-    wanted = recipe.target * geometry.body_parameters - room.blocks
-    fraction = wanted / (room.kv_total + room.ffn_total)
-    desired = fraction * room.kv_total
+    def kept(count: int) -> list[int]:
+        return [i for i in range(len(geometry.layers)) if i not in free[len(free) - count :]]
 
-    def badness(groups: int) -> tuple[float, float]:
-        parameters = groups * room.kv_group
-        unreachable = max(parameters - wanted, wanted - parameters - room.ffn, 0.0)
-        return unreachable, abs(parameters - desired)
-
-    groups = min(room.kv_steps, key=badness)
-    rest = max(0, round(wanted) - groups * room.kv_group)
-    return Budget(kv_groups=groups, ffn_parameters=min(rest, room.ffn))
-
-
-def ffn_widths(geometry: Geometry, recipe: Recipe) -> tuple[int, ...]:
-    """The widths that a layer's FFN may take, widest first: the dense one, then multiples."""
-    dense, multiple = geometry.layers[0].intermediate_size, recipe.ffn_multiple
-    if "ffn_channel" not in recipe.units:
-        return (dense,)
-    # the tolerance undoes the rounding of a fraction such as 0.1 of 640
-    least = math.ceil(recipe.floors.ffn_fraction * dense - 1e-9)
-    floor = math.ceil(least / multiple) * multiple
-    largest = (dense - 1) // multiple * multiple
-    return (dense, *range(largest, floor - 1, -multiple))
-
-
-def _room(geometry: Geometry, recipe: Recipe) -> _Room:
-    num_layers, layer = len(geometry.layers), geometry.layers[0]
-    attentions, mlps = num_layers - recipe.blocks.attention, num_layers - recipe.blocks.mlp
-    widths = ffn_widths(geometry, recipe)
-    channel, group = geometry.ffn_channel_parameters(0), geometry.kv_group_parameters(0)
-    return _Room(
-        blocks=recipe.blocks.attention * geometry.attention_parameters(0)
-        + recipe.blocks.mlp * geometry.mlp_parameters(0),
-        kv_steps=_kv_steps(geometry, recipe, attentions),
-        kv_group=group,
-        kv_total=attentions * layer.num_kv_heads * group if "kv_group" in recipe.units else 0,
-        ffn=mlps * (widths[0] - widths[-1]) * channel,
-        ffn_total=mlps * widths[0] * channel if "ffn_channel" in recipe.units else 0,
-    )
-
-
-def _kv_steps(geometry: Geometry, recipe: Recipe, attentions: int) -> tuple[int, ...]:
-    layer = geometry.layers[0]
-    removable = layer.num_kv_heads - recipe.floors.kv_groups if "kv_group" in recipe.units else 0
-    if recipe.allocator.name != "uniform":
-        return tuple(range(attentions * removable + 1))
-    steps = tuple(range(removable + 1))
-    if recipe.export == "uniform":
-        heads = [(layer.num_kv_heads - n) * layer.group_size for n in steps]
-        biases = recipe.bias_compensation
-        steps = tuple(n for n in steps if stock_family(geometry, heads[n], biases))
-        if not steps:
-            raise InvalidInput(
-                "export", f"no stock class holds this {geometry.family} with biases; use per_layer"
-            )
-    return tuple(n * attentions for n in steps)
+    return space(geometry, recipe, kept(recipe.blocks.attention), kept(recipe.blocks.mlp))
 
 
 def _check_blocks(geometry: Geometry, recipe: Recipe) -> None:
-    blocks, most = recipe.blocks, len(geometry.layers) - 1
+    blocks, num_layers = recipe.blocks, len(geometry.layers)
+    most = min(num_layers - 1, num_layers - len(recipe.floors.layers))
     for name, count in (("attention", blocks.attention), ("mlp", blocks.mlp)):
         if count > most:
-            raise InvalidInput(f"blocks.{name}", f"at most {most}: one must stay")
+            raise InvalidInput(
+                f"blocks.{name}", f"at most {most}: one must stay, and those in floors.layers"
+            )
     if recipe.export == "uniform" and blocks.attention != blocks.mlp:
         raise InvalidInput("export", "uniform keeps whole layers; remove as many mlp as attention")
 
 
+def _check_floors(geometry: Geometry, recipe: Recipe) -> None:
+    num_layers, most = len(geometry.layers), geometry.layers[0].num_kv_heads
+    own = {f"layers.{layer}.kv_groups": f.kv_groups for layer, f in recipe.floors.layers.items()}
+    for name, count in {"kv_groups": recipe.floors.kv_groups, **own}.items():
+        if count is not None and count > most:
+            raise InvalidInput(f"floors.{name}", f"at most {most}, the base has no more")
+    for layer in recipe.floors.layers:
+        if layer >= num_layers:
+            raise InvalidInput(f"floors.layers.{layer}", f"the last layer is {num_layers - 1}")
+
+
+def _check_memory(geometry: Geometry, recipe: Recipe) -> None:
+    allowed, needed = _params(recipe).most_memory_gib, geometry.parameters * 4 / 2**30
+    if allowed is not None and needed > allowed:
+        raise InvalidInput(
+            "allocator.params.memory_gib",
+            f"{recipe.allocator.name} holds the whole base in memory, {needed:.1f} GiB in float32; "
+            "allow that much, or choose an allocator that reads it layer by layer",
+        )
+
+
 def _check_target(geometry: Geometry, recipe: Recipe) -> None:
-    room, body = _room(geometry, recipe), geometry.body_parameters
-    wanted = recipe.target * body
-    if wanted > room.largest:
-        reach = math.floor(room.largest / body * 1e4) / 1e4
+    space, wanted = any_space(geometry, recipe), targets.wanted(geometry, recipe)
+    blocks = wanted - space.wanted
+    most = blocks + space.room
+    if recipe.size is not None:
+        _check_size(recipe.size, space.costs.base - blocks, space.costs.base - most)
+    elif wanted > most:
+        reach = math.floor(most / geometry.body_parameters * 1e4) / 1e4
         raise InvalidInput(
             "target",
             f"the largest reachable target is {reach} with these units, blocks and floors",
             code="target_unreachable",
         )
-    if wanted < room.blocks:
-        least = math.ceil(room.blocks / body * 1e4) / 1e4
+    elif wanted < blocks:
+        least = math.ceil(blocks / geometry.body_parameters * 1e4) / 1e4
         raise InvalidInput("target", f"the blocks alone are {least}; give more or fewer blocks")
+
+
+def _check_size(size: Size, largest: float, smallest: float) -> None:
+    measure = "bytes" if size.parameters is None else "parameters"
+    asked = size.parameters or size.bytes or 0
+    if asked < smallest:
+        reach = f"the smallest reachable size is {math.ceil(smallest)} {measure}"
+        raise InvalidInput(
+            f"size.{measure}",
+            f"{reach} with these units, blocks and floors",
+            code="target_unreachable",
+        )
+    if asked > largest:
+        raise InvalidInput(
+            f"size.{measure}", f"at most {math.floor(largest)}, the base without the blocks"
+        )

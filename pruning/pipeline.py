@@ -7,6 +7,7 @@ Same spec, same bytes (reports aside, which tell times); a stage may be run agai
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from pruning import budget, fleet
 from pruning.adapters.carry import Cut, carry
 from pruning.adapters.refit import carry_refit
+from pruning.allocation import problem, solve
 from pruning.approach import approach, share_of, targets_of
 from pruning.checkpoint import Checkpoint
 from pruning.export import slim_config
@@ -25,7 +27,7 @@ from pruning.outputs import base_to_cut, slim_base
 from pruning.plan import Plan
 from pruning.progress import Progress, part
 from pruning.recipe import PruneSpec
-from pruning.registry import RecoveryContext, allocator, recovery
+from pruning.registry import RecoveryContext, recovery
 from pruning.repair import repair
 from pruning.reports.measure import measure
 from pruning.reports.page import render
@@ -53,7 +55,8 @@ def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     entry, params = resolve("criterion", recipe.criterion)
     means: set[Statistic] = {"input_moments"} if recipe.bias_compensation else set()
     repairs = (resolve("recovery", method)[0].needs for method in recipe.recovery)
-    needs = means.union(entry.needs, params.needs, *repairs)
+    spread = resolve("allocator", recipe.allocator)[0].needs
+    needs = means.union(entry.needs, params.needs, spread, *repairs)
     own = part(progress, 0, 1 / (1 + len(spec.adapters))) if recipe.fleet else progress
     path, ids_ST = out / "statistics.safetensors", _calibration_ids(spec)
     collect_into(path, checkpoint, ids_ST, needs, recipe.sink_tokens, own)
@@ -63,18 +66,18 @@ def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
 
 
 def plan(spec: PruneSpec, work: Path, progress: Progress) -> None:
-    """Score every unit, then decide which of them stay."""
+    """Score every unit, decide how many each layer keeps, and take the best."""
     out = _begin(work, "plan")
-    recipe, base = spec.recipe, base_to_cut(spec, work)
+    recipe, base, statistics = spec.recipe, base_to_cut(spec, work), _statistics(work)
     checkpoint = Checkpoint(base)
-    entry, _ = resolve("criterion", recipe.criterion)
+    scoring, deciding = part(progress, 0, 0.5), part(progress, 0.5, 1)
     if recipe.fleet:
         calibrated = work / "calibrate" / "fleet"
-        scores = fleet.scores(spec, base, _statistics(work), calibrated, progress)
+        scores = fleet.scores(spec, base, statistics, calibrated, scoring)
     else:
-        scores = score_layers(checkpoint, _statistics(work), recipe, progress)
-    allocate, _, params = allocator(recipe.allocator)
-    chosen = allocate(checkpoint.geometry, scores, recipe, params, entry.comparable)
+        scores = score_layers(checkpoint, statistics, recipe, scoring)
+    ids = partial(_calibration_ids, spec)
+    chosen = solve(problem(checkpoint, recipe, scores, statistics, ids, deciding))
     slim_config(checkpoint.config, chosen, recipe.export)  # refuse an impossible export here
     (out / "plan.json").write_text(chosen.model_dump_json() + "\n")
 

@@ -1,8 +1,18 @@
 """A plan: which units of a base stay, as data without tensors (torch-free)."""
 
+from dataclasses import dataclass
+
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from pruning.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class Widths:
+    """How many units of each kind every layer keeps; none means that the block is gone."""
+
+    kv_groups: tuple[int, ...]  # by layer
+    ffn_channels: tuple[int, ...]
 
 
 class LayerPlan(BaseModel):

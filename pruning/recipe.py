@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
 from pruning.errors import InvalidInput
 
@@ -34,11 +34,44 @@ class Text(_Frozen):
     length: int = Field(256, ge=8, le=131072, description="tokens per sequence")
 
 
+class LayerFloors(_Frozen):
+    """The floors of one layer, where they are not those of all layers."""
+
+    kv_groups: int | None = Field(None, ge=1)
+    ffn_fraction: float | None = Field(None, gt=0, le=1)
+
+
 class Floors(_Frozen):
     """What no layer may lose: the least that stays of each kind in a layer that keeps the kind."""
 
     kv_groups: int = Field(1, ge=1)
     ffn_fraction: float = Field(0.1, gt=0, le=1, description="of the dense FFN width")
+    layers: dict[NonNegativeInt, LayerFloors] = Field(
+        default_factory=dict,
+        description="layers with floors of their own; they are never removed as blocks",
+    )
+
+    def of(self, layer: int) -> tuple[int, float]:
+        """The floors of a layer: KV groups, and the fraction of FFN channels."""
+        own = self.layers.get(layer, LayerFloors())
+        return own.kv_groups or self.kv_groups, own.ffn_fraction or self.ffn_fraction
+
+
+class Size(_Frozen):
+    """How large the slim base shall be: so many parameters, or so many bytes."""
+
+    parameters: int | None = Field(None, ge=1, description="embedding and output head included")
+    bytes: int | None = Field(None, ge=1, description="of the weights and of the KV cache")
+    context: int = Field(0, ge=0, description="tokens in the KV cache that counts for `bytes`")
+    value_bytes: float = Field(
+        2, gt=0, description="bytes of a weight, and of a cached key or value, for `bytes`"
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> "Size":
+        if (self.parameters is None) == (self.bytes is None):
+            raise ValueError("give either parameters or bytes")
+        return self
 
 
 class Blocks(_Frozen):
@@ -93,9 +126,10 @@ class Recipe(_Frozen):
     adapters: tuple[Name, ...] | Literal["all"] = Field(
         "all", description="adapters of the base to carry through the cut"
     )
-    target: float = Field(
-        gt=0, lt=1, description="fraction of the non-embedding parameters to remove"
+    target: float | None = Field(
+        None, gt=0, lt=1, description="fraction of the non-embedding parameters to remove"
     )
+    size: Size | None = Field(None, description="instead of `target`: what shall be left")
     criterion: Method = Method(name="fluctuation")
     fleet: Fleet | None = Field(
         None, description="score units for the adapters too; else for the base alone"
@@ -135,6 +169,21 @@ class Recipe(_Frozen):
     )
     evaluation: Text
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_target(self) -> "Recipe":
+        if (self.target is None) == (self.size is None):
+            raise ValueError("give either target or size")
+        return self
+
+    @property
+    def aim(self) -> str:
+        """The target or the size in words."""
+        if self.size is None:
+            return f"{self.target:.1%} of the parameters outside of the embedding removed"
+        if self.size.parameters is not None:
+            return f"{self.size.parameters:,} parameters"
+        return f"{self.size.bytes:,} bytes with the KV cache of {self.size.context:,} tokens"
 
 
 class PruneSpec(_Frozen):

@@ -1,7 +1,7 @@
 """Binds the catalogue's methods to their code: one module per method, named after it."""
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -10,10 +10,11 @@ from torch import Tensor
 
 from pruning.adapters.compression import Compress
 from pruning.adapters.merging import Merge
+from pruning.budget import Space
 from pruning.checkpoint import Checkpoint
 from pruning.geometry import Geometry
 from pruning.methods import Kind, MethodEntry, Params, resolve
-from pruning.plan import Plan
+from pruning.plan import Plan, Widths
 from pruning.progress import Progress
 from pruning.recipe import Method, PruneSpec, Recipe
 from pruning.stats import Statistics
@@ -53,17 +54,27 @@ class Criterion(Protocol):
     def __call__(self, layer: LayerView, params: Any) -> LayerScores: ...
 
 
-class Allocator(Protocol):
-    """Turns the scores of all layers into a plan that meets the recipe's target and floors."""
+@dataclass(frozen=True)
+class Problem:
+    """What an allocator may look at."""
 
-    def __call__(
-        self,
-        geometry: Geometry,
-        scores: Sequence[LayerScores],
-        recipe: Recipe,
-        params: Any,
-        comparable: bool,
-    ) -> Plan: ...
+    checkpoint: Checkpoint
+    recipe: Recipe
+    space: Space
+    scores: Sequence[LayerScores]  # of all layers
+    comparable: bool  # whether scores of different layers are on one scale
+    statistics: Statistics  # what its `needs` name is there
+    calibration: Callable[[], Tensor]  # the sequences, (sequences, tokens)
+    progress: Progress
+
+
+class Allocator(Protocol):
+    """Decides how many units of each kind every layer keeps; selection then takes the best.
+
+    What comes out lies in the problem's space and meets its target as finely as units allow.
+    """
+
+    def __call__(self, problem: Problem, params: Any) -> Widths: ...
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pruning.checkpoint import Checkpoint
 from pruning.grams import StoredGrams
+from pruning.influence import WHOLE, Influence
 from pruning.methods import Statistic
 from pruning.progress import Progress, part
 from pruning.statistics.absolute import AbsoluteMeans
@@ -95,6 +96,7 @@ class Statistics:
     absolute_means: Mapping[Key, AbsoluteMeans] = field(default_factory=dict)
     released_fluctuation: Mapping[Key, ReleasedFluctuation] = field(default_factory=dict)
     relevance: Mapping[Key, Relevance] = field(default_factory=dict)
+    influence: Mapping[Key, Influence] = field(default_factory=dict)  # of whole layers
     grams: Mapping[Key, Tensor] = field(default_factory=dict)  # read when asked for
 
     def save(self, path: Path) -> None:
@@ -135,6 +137,7 @@ _RECORDS: Mapping[str, Callable[..., Any]] = {
     "absolute_means": AbsoluteMeans,
     "released_fluctuation": ReleasedFluctuation,
     "relevance": Relevance,
+    "influence": Influence,
 }
 
 
@@ -184,7 +187,7 @@ def collect(
 def _watched(
     stream: Stream, needs: Collection[Statistic], keep_inputs: bool, progress: Progress
 ) -> dict[str, Any]:
-    """What the forward walk shows of the inputs of linears."""
+    """What the forward walk shows of the inputs of linears, and of whole layers."""
     found: dict[str, Any] = {}
     watches = [watch for watch in _WATCHES if watch.statistic in needs]
     hooks: list[Any] = []
@@ -198,6 +201,9 @@ def _watched(
                 module = layer.get_submodule(f"{block_of(linear)}.{linear}")
                 hook = partial(_update, records, (index, linear), watch.updated)
                 hooks.append(module.register_forward_pre_hook(hook))
+        if "influence" in needs:
+            turned = partial(_turn, found.setdefault("influence", {}), (index, WHOLE))
+            hooks.append(layer.register_forward_hook(turned))
 
     stream.forward(prepare, keep_inputs=keep_inputs, progress=progress)
     while hooks:
@@ -231,3 +237,9 @@ def _update(
     inputs: tuple[Tensor],
 ) -> None:
     records[key] = updated(records.get(key), inputs[0])
+
+
+def _turn(
+    records: dict[Key, Any], key: Key, layer: nn.Module, inputs: tuple[Tensor], output: Tensor
+) -> None:
+    records[key] = Influence.updated(records.get(key), inputs[0], output)

@@ -5,48 +5,26 @@ model compression", ICLR 2018 workshop, https://arxiv.org/abs/1710.01878.  Its r
 configs that any tool loads.
 """
 
-from collections.abc import Sequence
-
-from torch import Tensor
-
-from pruning.blocks import remaining
-from pruning.budget import allot, ffn_widths
-from pruning.geometry import Geometry
 from pruning.methods import Params
-from pruning.plan import LayerPlan, Plan
-from pruning.recipe import Recipe
-from pruning.registry import LayerScores
+from pruning.plan import Widths
+from pruning.registry import Problem
+from pruning.spread import both_kinds, shifted, widths
 
 
-def allocate(
-    geometry: Geometry,
-    scores: Sequence[LayerScores],
-    recipe: Recipe,
-    params: Params,
-    comparable: bool,
-) -> Plan:
-    """Keep the best units of each layer.
+def allocate(problem: Problem, params: Params) -> Widths:
+    """Keep as much of every layer.
 
-    Misses the target by at most half of `ffn_multiple` channels in every layer; see budget.allot.
+    Where widths must be even the target is missed by up to half of `ffn_multiple` channels in
+    every layer; else (export per_layer) some layers keep one step more than others.
     """
-    attentions, mlps = remaining(scores, recipe.blocks)
-    budget = allot(geometry, recipe)
-    num_groups = geometry.layers[0].num_kv_heads - budget.kv_groups // len(attentions)
-    dense = geometry.layers[0].intermediate_size
-    wanted = dense - budget.ffn_parameters / (len(mlps) * geometry.ffn_channel_parameters(0))
-    width = min(ffn_widths(geometry, recipe), key=lambda w: abs(w - wanted))
-    return Plan(
-        layers=tuple(
-            LayerPlan(
-                kv_groups=_best(s.kv_group, num_groups) if i in attentions else (),
-                ffn_channels=_best(s.ffn_channel, width) if i in mlps else (),
-            )
-            for i, s in enumerate(scores)
-        ),
-        bias_compensation=recipe.bias_compensation,
+    space = problem.space
+    if not space.even:
+        return both_kinds(space, lambda counts, n: shifted(counts, n, dict.fromkeys(counts, 0.0)))
+    totals = space.split()
+    num_groups = totals.kv_groups // len(space.kv_groups)
+    wanted = totals.ffn_channels / len(space.ffn_channels)
+    allowed = next(iter(space.ffn_channels.values()))
+    width = min(allowed, key=lambda w: abs(w - wanted))
+    return widths(
+        space, dict.fromkeys(space.kv_groups, num_groups), dict.fromkeys(space.ffn_channels, width)
     )
-
-
-def _best(scores: Tensor, count: int) -> tuple[int, ...]:
-    order = scores.argsort(stable=True).tolist()
-    return tuple(sorted(order[len(order) - count :]))

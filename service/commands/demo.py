@@ -96,7 +96,7 @@ def _prune(client: Client, settings: Settings, folder: Path) -> str:
         if directory.name not in known:
             client.upload_adapter(directory.name, recipe.base, directory)
     if recipe.name not in bases:
-        _out.print(f"Removing {recipe.target:.0%} of {recipe.base}, carrying its adapters")
+        _out.print(f"Pruning {recipe.base} ({recipe.aim}), carrying its adapters")
         unfinished = [
             job
             for job in client.jobs(100)

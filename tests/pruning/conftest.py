@@ -1,8 +1,9 @@
 """Tiny random models of every supported family, with a byte tokenizer, real on disk."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,8 +18,15 @@ from transformers import (
     Qwen3Config,
 )
 
-from pruning.plan import LayerPlan, Plan
-from pruning.stats import Moments, Statistics
+from pruning import budget, registry
+from pruning.blocks import remaining
+from pruning.geometry import Geometry
+from pruning.influence import WHOLE, Influence
+from pruning.plan import LayerPlan, Plan, Widths
+from pruning.recipe import Recipe
+from pruning.registry import LayerScores, Problem
+from pruning.stats import Moments, Saliency, Statistics
+from pruning.units import KINDS, READERS, members
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 260,
@@ -124,3 +132,80 @@ def means() -> Callable[[int, int], Statistics]:
         )
 
     return make
+
+
+@dataclass(frozen=True)
+class RandomCheckpoint:
+    """A base of which only the shape is decided: its weights are drawn when asked for."""
+
+    geometry: Geometry
+
+    def tensor(self, name: str) -> torch.Tensor:
+        _, _, layer, _, linear, _ = name.split(".")
+        shape = self.geometry.linear_shape(int(layer), linear)
+        assert shape is not None
+        return torch.randn(shape, generator=torch.Generator().manual_seed(int(layer)))
+
+
+def _random_statistics(geometry: Geometry, generator: torch.Generator) -> Statistics:
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.rand(shape, dtype=torch.float64, generator=generator)
+
+    moments, saliency, influence = {}, {}, {}
+    for layer in range(len(geometry.layers)):
+        influence[layer, WHOLE] = Influence(10, 10 * rand(), 10 * rand())
+        for kind in KINDS:
+            for member in members(geometry, layer, kind):
+                shape = geometry.linear_shape(layer, member.linear)
+                assert shape is not None
+                score = rand(shape[member.axis])
+                saliency[layer, member.linear] = Saliency(score, score)
+                if member.linear == READERS[kind]:
+                    moments[layer, member.linear] = Moments(10, rand(shape[1]), rand(shape[1]))
+    return Statistics(moments, saliency, influence=influence)
+
+
+@pytest.fixture(scope="session")
+def make_problem() -> Callable[..., Problem]:
+    """An allocator's problem on a base of random scores, statistics and weights."""
+
+    def make(
+        geometry: Geometry,
+        recipe: Recipe,
+        seed: int = 0,
+        scores: list[LayerScores] | None = None,
+        comparable: bool = True,
+    ) -> Problem:
+        budget.check(geometry, recipe)
+        generator = torch.Generator().manual_seed(seed)
+        drawn = [
+            LayerScores(
+                torch.rand(layer.num_kv_heads, dtype=torch.float64, generator=generator),
+                torch.rand(layer.intermediate_size, dtype=torch.float64, generator=generator),
+            )
+            for layer in geometry.layers
+        ]
+        scores = scores or drawn
+        return Problem(
+            checkpoint=cast(Any, RandomCheckpoint(geometry)),
+            recipe=recipe,
+            space=budget.space(geometry, recipe, *remaining(scores, recipe)),
+            scores=scores,
+            comparable=comparable,
+            statistics=_random_statistics(geometry, generator),
+            calibration=lambda: torch.zeros(1, 8, dtype=torch.int64),
+            progress=lambda fraction, message: None,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def allocate() -> Callable[[Problem], Widths]:
+    """Run the allocator that a problem's recipe names."""
+
+    def run(problem: Problem) -> Widths:
+        function, _, params = registry.allocator(problem.recipe.allocator)
+        return function(problem, params)
+
+    return run

@@ -50,7 +50,7 @@ def test_a_method_has_code_and_a_paper_that_its_file_cites(entry: methods.Method
     ("kind", "method", "field", "hint"),
     [
         ("criterion", Method(name="tailor"), "criterion.name", "taylor"),
-        ("allocator", Method(name="taylor"), "allocator.name", "global, uniform"),
+        ("allocator", Method(name="taylor"), "allocator.name", "erk, global"),
         ("criterion", Method(name="taylor", params={"n": 1}), "criterion.params.n", "variant"),
         (
             "criterion",

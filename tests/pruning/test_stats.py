@@ -1,5 +1,6 @@
 """What one streamed pass collects is what the whole model would have shown."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from pruning import streaming
 from pruning.checkpoint import Checkpoint
+from pruning.influence import WHOLE, Influence
 from pruning.stats import Moments, Statistics, collect
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -109,6 +111,33 @@ def test_saliency_is_weight_times_gradient_summed_over_all_but_the_unit_axis(
         torch.testing.assert_close(found.vector_C.float(), product.sum(axis), rtol=1e-3, atol=1e-6)
 
 
+def test_streamed_influence_is_the_angle_between_what_enters_and_what_leaves_a_layer(
+    dense_base: Callable[[str], Path],
+    ids: Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    small_batches(monkeypatch)
+    with torch.no_grad():
+        states = whole(dense_base("llama")).model(ids, output_hidden_states=True).hidden_states
+    influence = streamed(dense_base("llama"), ids, {"influence"}, tmp_path).influence
+    assert len(influence) == 4
+    for layer in range(3):  # the last of `hidden_states` has passed the final norm
+        cosine = torch.cosine_similarity(states[layer], states[layer + 1], dim=-1).double()
+        found = influence[layer, WHOLE]
+        assert found.count == ids.numel()
+        assert found.mean_cosine == pytest.approx(float(cosine.mean()), rel=1e-4)
+        assert found.mean_angle == pytest.approx(float(cosine.acos().mean()) / math.pi, rel=1e-4)
+
+
+def test_influence_is_a_half_for_what_is_turned_by_a_right_angle():
+    before, after = torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([[0.0, 3.0], [1.0, 0.0]])
+    found = Influence.of(before[:1], after[:1]).merge(Influence.of(before[1:], after[1:]))
+    assert found.count == 2
+    assert found.mean_cosine == 0.5  # of 0 and 1
+    assert found.mean_angle == pytest.approx(0.25)  # of a half and 0
+
+
 def test_only_what_is_needed_is_collected_and_nothing_stays_behind(
     dense_base: Callable[[str], Path], ids: Tensor, tmp_path: Path
 ):
@@ -122,7 +151,8 @@ def test_only_what_is_needed_is_collected_and_nothing_stays_behind(
 def test_saved_statistics_come_back_bit_by_bit(
     dense_base: Callable[[str], Path], ids: Tensor, tmp_path: Path
 ):
-    before = streamed(dense_base("llama"), ids, {"input_moments", "saliency"}, tmp_path)
+    needs = {"input_moments", "saliency", "influence"}
+    before = streamed(dense_base("llama"), ids, needs, tmp_path)
     before.save(tmp_path / "statistics.safetensors")
     after = Statistics.load(tmp_path / "statistics.safetensors")
     assert after.moments.keys() == before.moments.keys()
@@ -131,6 +161,7 @@ def test_saved_statistics_come_back_bit_by_bit(
         assert after.moments[key].count == moments.count
         assert torch.equal(after.moments[key].mean_C, moments.mean_C)
         assert torch.equal(after.moments[key].squares_C, moments.squares_C)
+    assert after.influence == before.influence
     for key, saliency in before.saliency.items():
         assert torch.equal(after.saliency[key].element_C, saliency.element_C)
         assert torch.equal(after.saliency[key].vector_C, saliency.vector_C)

@@ -1,0 +1,101 @@
+"""Search: an evolution of widths, judged by the real loss of the masked base.
+
+Level-switch mutations that keep the budget, and selection on more and more text, are those of
+Sieberling et al., "EvoPress: Accurate Dynamic Model Compression via Evolutionary Search",
+ICML 2025, https://arxiv.org/abs/2410.14649.  Uniform and global widths are its first parents, so
+that only what has a lower loss than both on the calibration text is chosen over them.  The whole
+base is held in memory in float32 (`memory_gib` bounds it): it is meant for small bases.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+from pruning.allocators import uniform
+from pruning.budget import Space
+from pruning.methods import Params, SearchParams
+from pruning.plan import Widths
+from pruning.recipe import Method
+from pruning.registry import Problem, allocator
+from pruning.selection import select
+from pruning.spread import settled
+from pruning.trial import Trial
+
+Loss = Callable[[Widths, int], float]  # on the first so many sequences
+
+_SELECTIONS = ((16, 4), (4, 2))  # one of so many sequences, and how many pass it
+_AMOUNTS = (1 / 32, 1 / 16, 1 / 8)  # of the dense FFN width: what one switch moves
+
+
+def allocate(problem: Problem, params: SearchParams) -> Widths:
+    """The fittest widths after some generations; never worse than uniform on the same text."""
+    ids_ST = problem.calibration()[: params.sequences]
+    trial = Trial(problem.checkpoint, ids_ST, problem.statistics)
+
+    def loss(widths: Widths, sequences: int) -> float:
+        plan = select(problem.scores, widths, problem.recipe.bias_compensation)
+        return trial.loss(plan, sequences)
+
+    globally, _, default = allocator(Method(name="global"))
+    first = [uniform.allocate(problem, Params()), globally(problem, default)]
+    generator = random.Random(problem.recipe.seed)
+    *_, fittest = _told(problem, evolve(problem.space, first, loss, params, generator), params)
+    return fittest
+
+
+def _told(
+    problem: Problem, generations: Iterator[Widths], params: SearchParams
+) -> Iterator[Widths]:
+    for done, fittest in enumerate(generations):
+        problem.progress(done / params.generations, f"generation {done} of {params.generations}")
+        yield fittest
+
+
+def evolve(
+    space: Space,
+    first: Sequence[Widths],
+    loss: Loss,
+    params: SearchParams,
+    generator: random.Random,
+) -> Iterator[Widths]:
+    """The fittest of the first, then of each generation; its loss never rises."""
+    parent = min(first, key=lambda widths: loss(widths, params.sequences))
+    least = loss(parent, params.sequences)
+    yield parent
+    for _ in range(params.generations):
+        offspring = {mutated(space, parent, generator): None for _ in range(params.offspring)}
+        offspring.pop(parent, None)
+        passed = list(offspring)
+        for part, count in _SELECTIONS:
+            sequences = max(1, params.sequences // part)
+            passed = sorted(passed, key=lambda widths: loss(widths, sequences))[:count]
+        for widths in passed:
+            found = loss(widths, params.sequences)
+            if found < least:
+                parent, least = widths, found
+        yield parent
+
+
+def mutated(space: Space, parent: Widths, generator: random.Random) -> Widths:
+    """One to three switches; the budget is kept."""
+    widths = parent
+    for _ in range(min(generator.randint(1, 3), generator.randint(1, 3))):
+        widths = _switched(space, widths, generator)
+    return widths
+
+
+def _switched(space: Space, widths: Widths, generator: random.Random) -> Widths:
+    """Units of a kind move from layer to layer, or KV groups are exchanged for FFN channels."""
+    groups = {i: widths.kv_groups[i] for i in space.kv_groups}
+    channels = {i: float(widths.ffn_channels[i]) for i in space.ffn_channels}
+    giver, taker = generator.choice(list(channels)), generator.choice(list(channels))
+    donor, receiver = generator.choice(list(groups)), generator.choice(list(groups))
+    switch = generator.choice(("channels", "groups", "fewer groups", "more groups"))
+    if switch == "channels":
+        amount = generator.choice(_AMOUNTS) * space.ffn_channels[giver][0]
+        channels[giver] -= amount
+        channels[taker] += amount
+    if switch in ("groups", "fewer groups"):
+        groups[donor] -= 1
+    if switch in ("groups", "more groups"):
+        groups[receiver] += 1
+    return settled(space, groups, channels) or widths
