@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -18,31 +17,27 @@ from torch import Tensor
 
 from pruning import artifacts, evaluation
 from pruning.adapters import algebra, atoms
-from pruning.adapters.algebra import Bag, Bags
-from pruning.adapters.carry import project
+from pruning.adapters.algebra import Bags
 from pruning.adapters.compression import Deltas, Probe, applied
+from pruning.adapters.inputs import all_rows, deltas_of, measuring_rows, on_base, open_sources
 from pruning.adapters.jobs import (
     AdapterSpec,
     CompressRecipe,
     JobReport,
     MergeRecipe,
     ResultReport,
-    TaskReport,
 )
 from pruning.adapters.merging import Merged, merge_all
 from pruning.adapters.peft_format import EVALUATION, WEIGHTS
+from pruning.adapters.quality import check_floor, losses_of, silent, task_report
 from pruning.adapters.search import search
-from pruning.adapters.source import Descent, Source, open_source
+from pruning.adapters.source import Source
 from pruning.checkpoint import Checkpoint
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
-from pruning.evaluation import Example
-from pruning.geometry import Geometry
 from pruning.methods import resolve
-from pruning.plan import Plan
 from pruning.progress import Progress
 from pruning.registry import compress, merge
-from pruning.text import load_tokenizer
 
 Stage = Callable[[AdapterSpec, Path, Progress], None]
 
@@ -52,7 +47,7 @@ PROBE_ROWS = 8  # for compressions that look at outputs
 def combine(spec: AdapterSpec, work: Path, progress: Progress) -> None:
     """Make the adapters: WORK/combine/adapters/NAME, and what they are made of as JSON."""
     out = _begin(work, "combine")
-    sources = _sources(spec)
+    sources = open_sources(spec)
     progress(0.1, "sources checked")
     recipe = spec.recipe
     if isinstance(recipe, MergeRecipe):
@@ -72,10 +67,10 @@ def combine(spec: AdapterSpec, work: Path, progress: Progress) -> None:
 def measure(spec: AdapterSpec, work: Path, progress: Progress) -> None:
     """Run base, sources and results over the sources' rows; refuse what is below the floor."""
     out = _begin(work, "measure")
-    sources, rows = _sources(spec), _rows(spec)
+    sources, rows = open_sources(spec), measuring_rows(spec)
     directories = sorted((work / "combine" / "adapters").iterdir())
     weights = json.loads((work / "combine" / "weights.json").read_text())
-    losses = _losses(spec, sources, directories, rows, progress)
+    losses = losses_of(spec, sources, directories, rows, progress)
     results = tuple(
         ResultReport(
             name=directory.name,
@@ -85,7 +80,7 @@ def measure(spec: AdapterSpec, work: Path, progress: Progress) -> None:
             },
             bytes=(directory / WEIGHTS).stat().st_size,
             tasks=tuple(
-                _task(name, weights.get(name, 1.0), rows, losses, directory.name)
+                task_report(name, weights.get(name, 1.0), rows, losses, directory.name)
                 for name in sorted(spec.sources)
             ),
         )
@@ -100,7 +95,7 @@ def measure(spec: AdapterSpec, work: Path, progress: Progress) -> None:
     )
     (out / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     for result in results:
-        _check_floor(result, spec.recipe.floor)
+        check_floor(result, spec.recipe.floor)
 
 
 def publish(spec: AdapterSpec, work: Path, progress: Progress) -> None:
@@ -140,28 +135,6 @@ def _begin(work: Path, stage: str) -> Path:
     return work / stage
 
 
-def _geometry(spec: AdapterSpec) -> Geometry:
-    """The shape that all sources are brought to."""
-    return Checkpoint(spec.parent or spec.base).geometry
-
-
-def _sources(spec: AdapterSpec) -> list[Source]:
-    geometry = _geometry(spec)
-    sources = []
-    for name, source in sorted(spec.sources.items()):
-        descent = None
-        if source.cut is not None:
-            descent = Descent(
-                Checkpoint(source.cut.base).geometry, geometry, _plan(source.cut.plan)
-            )
-        sources.append(open_source(name, source.path, geometry, descent))
-    return sources
-
-
-def _plan(path: Path) -> Plan:
-    return Plan.model_validate_json(path.read_bytes())
-
-
 def _merged(
     recipe: MergeRecipe, sources: list[Source], weights: Mapping[str, float]
 ) -> dict[tuple[int, str], Merged]:
@@ -176,7 +149,7 @@ def _weights(spec: AdapterSpec, recipe: MergeRecipe, sources: list[Source]) -> d
     given = {name: source.weight for name, source in spec.sources.items()}
     if recipe.search is None:
         return given
-    examples = {n: own[: recipe.search.rows] for n, own in _all_rows(spec).items()}
+    examples = {n: own[: recipe.search.rows] for n, own in all_rows(spec).items()}
     if not examples:
         raise InvalidInput("search", "no source has an eval.jsonl to search on; leave it out")
     model = evaluation.load(spec.base)
@@ -184,9 +157,9 @@ def _weights(spec: AdapterSpec, recipe: MergeRecipe, sources: list[Source]) -> d
 
     def loss(weights: Any) -> float:
         bags = _merged(recipe, sources, dict(zip(names, weights, strict=True)))
-        on_base = _on_base(spec, {key: merged.bag for key, merged in bags.items()})
-        with applied(model, _deltas(on_base)):
-            found = [evaluation.completion_loss(model, e, _silent) for e in examples.values()]
+        served = on_base(spec, {key: merged.bag for key, merged in bags.items()})
+        with applied(model, deltas_of(served)):
+            found = [evaluation.completion_loss(model, e, silent) for e in examples.values()]
         return sum(found) / len(found)
 
     start = [given[name] for name in names]
@@ -204,7 +177,7 @@ def _compressed(spec: AdapterSpec, recipe: CompressRecipe, source: Source) -> di
 
 def _probe(spec: AdapterSpec) -> Probe:
     """The base's logits on some rows of the source."""
-    rows = list(_all_rows(spec).values())
+    rows = list(all_rows(spec).values())
     if not rows:
         raise InvalidInput(
             "method", "this method looks at outputs; give the adapter an eval.jsonl with rows"
@@ -223,20 +196,12 @@ def _probe(spec: AdapterSpec) -> Probe:
     return probe
 
 
-def _on_base(spec: AdapterSpec, bags: Bags) -> dict[tuple[int, str], Bag]:
-    """Bags in the shape of the sources, in that of the base that they shall serve."""
-    if spec.plan is None:
-        return dict(bags)
-    adapter = algebra.adapter_of(bags)
-    return algebra.bags_of(project(adapter, _geometry(spec), _plan(spec.plan)))
-
-
 def _write(spec: AdapterSpec, bags: Bags, dtype: torch.dtype, directory: Path) -> None:
-    on_base = _on_base(spec, bags)
-    if not on_base:
+    served = on_base(spec, bags)
+    if not served:
         raise InvalidInput("base", "it has none of the linears that the sources adapt")
     geometry = Checkpoint(spec.base).geometry
-    atoms.write(algebra.adapter_of(on_base, dtype), directory, geometry, spec.recipe.base)
+    atoms.write(algebra.adapter_of(served, dtype), directory, geometry, spec.recipe.base)
     texts = [
         (source.path / EVALUATION).read_text(encoding="utf-8").rstrip("\n") + "\n"
         for _, source in sorted(spec.sources.items())
@@ -255,100 +220,8 @@ def _write_origins(
         names = [source.name for source in sources if key in source.places]
         if linear.origins:
             found["{}.{}".format(*key)] = [
-                [asdict(origin) | {"part": names[origin.part]} for origin in own]
+                [{"source": names[o.part], "atom": o.atom, "share": o.share} for o in own]
                 for own in linear.origins
             ]
     if found:
         path.write_text(json.dumps(found, sort_keys=True) + "\n")
-
-
-def _all_rows(spec: AdapterSpec) -> dict[str, list[Example]]:
-    measured = [name for name, s in spec.sources.items() if (s.path / EVALUATION).is_file()]
-    if not measured:
-        return {}
-    tokenizer = load_tokenizer(spec.base)
-    longest = Checkpoint(spec.base).config.get("max_position_embeddings") or 512
-    return {
-        name: evaluation.rows(
-            tokenizer, spec.sources[name].path / EVALUATION, longest, f"sources.{name}"
-        )
-        for name in sorted(measured)
-    }
-
-
-def _rows(spec: AdapterSpec) -> dict[str, list[Example]]:
-    """The rows that measure: those that a search looked at are left out."""
-    recipe = spec.recipe
-    used = recipe.search.rows if isinstance(recipe, MergeRecipe) and recipe.search else 0
-    rows = {name: own[used:] for name, own in _all_rows(spec).items() if len(own) > used}
-    if recipe.floor > 0 and not rows:
-        raise InvalidInput("floor", "no source has rows to measure on; add an eval.jsonl to one")
-    return rows
-
-
-_Losses = dict[tuple[str, str], float]  # of what (base, own, or a result) on whose rows
-
-
-def _losses(
-    spec: AdapterSpec,
-    sources: list[Source],
-    directories: list[Path],
-    rows: Mapping[str, list[Example]],
-    progress: Progress,
-) -> _Losses:
-    losses: _Losses = {}
-    if not rows:
-        return losses
-    model = evaluation.load(spec.base)
-    for done, source in enumerate(sources):
-        if (own := rows.get(source.name)) is None:
-            continue
-        progress(done / len(sources) / 2, f"measuring {source.name}")
-        losses["base", source.name] = evaluation.completion_loss(model, own, _silent)
-        bags = _on_base(spec, {key: source.bag(key) for key in source.places})
-        with applied(model, _deltas(bags)):
-            losses["own", source.name] = evaluation.completion_loss(model, own, _silent)
-    for done, directory in enumerate(directories):
-        progress(0.5 + done / len(directories) / 2, f"measuring {directory.name}")
-        adapted = evaluation.with_adapter(model, directory)
-        for name, own in rows.items():
-            losses[directory.name, name] = evaluation.completion_loss(adapted, own, _silent)
-        model = adapted.unload()
-    return losses
-
-
-def _task(
-    name: str, weight: float, rows: Mapping[str, list[Example]], losses: _Losses, result: str
-) -> TaskReport:
-    base, own, found = (losses.get((what, name)) for what in ("base", "own", result))
-    recovered = None
-    if base is not None and own is not None and found is not None and own < base:
-        recovered = (base - found) / (base - own)
-    return TaskReport(
-        source=name,
-        weight=weight,
-        rows=len(rows.get(name, ())),
-        base=base,
-        own=own,
-        result=found,
-        recovered=recovered,
-    )
-
-
-def _check_floor(result: ResultReport, floor: float) -> None:
-    worst = result.worst
-    if worst is not None and worst.recovered is not None and worst.recovered < floor:
-        raise InvalidInput(
-            "floor",
-            f"{result.name} keeps {worst.recovered:.3f} of the gain of {worst.source}, less than "
-            f"{floor}; raise the rank or that source's weight, merge fewer, or lower the floor",
-            code="below_floor",
-        )
-
-
-def _deltas(bags: Bags) -> dict[tuple[int, str], Tensor]:
-    return {key: bag.delta for key, bag in bags.items()}
-
-
-def _silent(fraction: float, message: str) -> None:
-    """Progress that nobody hears."""

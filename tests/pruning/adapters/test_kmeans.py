@@ -1,7 +1,7 @@
 """k-means: clusters that the eye would find, and none that is empty."""
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning.adapters.kmeans import cluster, fewest, means
@@ -25,6 +25,7 @@ def test_a_centroid_is_the_mean_of_its_cluster():
     assert means(GROUPS[:4], torch.tensor([0, 0, 1, 1])).tolist() == [[0, 0.5], [10, 0.5]]
 
 
+@settings(max_examples=40, deadline=None)
 @given(points=st.integers(1, 12), k=st.integers(1, 15), distinct=st.integers(1, 3))
 def test_no_cluster_is_ever_empty(points: int, k: int, distinct: int):
     values = (torch.arange(points) % distinct).float()[:, None]

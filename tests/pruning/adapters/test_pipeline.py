@@ -87,7 +87,7 @@ def test_a_merge_is_published_with_what_survives_of_each_source(
         assert task.recovered == pytest.approx((task.base - task.result) / (task.base - task.own))
         assert 0.2 < task.recovered < 1  # neither lost nor whole
     origins = json.loads((artifact / "origins.json").read_text())
-    assert {origin["part"] for atom in origins["0.q_proj"] for origin in atom} == set(TASKS)
+    assert {origin["source"] for atom in origins["0.q_proj"] for origin in atom} == set(TASKS)
 
     again = run(merging(), tmp_path / "again", tmp_path / "store", silent)
     assert again == artifact  # the same bytes

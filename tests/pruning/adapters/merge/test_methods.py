@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.utils import merge_utils
 from torch import Tensor
@@ -53,6 +53,7 @@ several = st.lists(st.integers(1, 5), min_size=1, max_size=4)
 
 
 @pytest.mark.parametrize("name", ALL)
+@settings(max_examples=40, deadline=None)
 @given(ranks=several, seed=st.integers(0, 99))
 def test_the_order_of_the_parts_changes_nothing(name: str, ranks: list[int], seed: int):
     given = parts(ranks, seed=seed)
@@ -60,6 +61,7 @@ def test_the_order_of_the_parts_changes_nothing(name: str, ranks: list[int], see
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in RANDOM])
+@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 99), order=st.permutations(range(4)))
 def test_the_order_of_the_atoms_changes_nothing(name: str, seed: int, order: list[int]):
     given = parts([4, 4], seed=seed)
@@ -78,6 +80,7 @@ def test_the_order_of_the_atoms_changes_nothing(name: str, seed: int, order: lis
         ("lego", {"k": 15, "output_reweighting": False}),
     ],
 )
+@settings(max_examples=40, deadline=None)
 @given(
     ranks=st.lists(st.integers(1, 5), min_size=1, max_size=3),
     weights=st.lists(st.floats(-1.5, 1.5), min_size=3, max_size=3),
@@ -125,6 +128,7 @@ def test_dropping_keeps_the_sum_on_average():
     assert (mean - total(given)).abs().mean() <= 0.1 * total(given).abs().mean()
 
 
+@settings(max_examples=40, deadline=None)
 @given(ranks=several, seed=st.integers(0, 99))
 def test_the_aligned_parts_are_the_parts_in_one_orthonormal_basis(ranks: list[int], seed: int):
     given = [part.bag for part in parts(ranks, seed=seed)]
