@@ -136,7 +136,7 @@ def test_the_report_says_what_was_cut_and_what_it_cost(spec: Any, tmp_path: Path
     assert counting.rows == 3
     assert len({round(loss, 6) for loss in losses if loss is not None}) == 4
     assert [stage.stage for stage in report.stages] == ["slice", "evaluate"]
-    assert {method.name for method in report.methods} == {"fluctuation", "global", "one_shot"}
+    assert {method.name for method in report.methods} == {"fluctuation", "global"}
 
 
 def test_the_page_shows_the_report_and_needs_nothing_from_outside(spec: Any, tmp_path: Path):
