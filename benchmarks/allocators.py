@@ -29,6 +29,7 @@ from torch import Tensor
 from pruning import allocation, budget, methods, targets
 from pruning.checkpoint import Checkpoint
 from pruning.importance import score_layers
+from pruning.methods.entry import Statistic
 from pruning.plan import Plan, Widths
 from pruning.recipe import Recipe, Text
 from pruning.registry import Problem, allocator
@@ -70,7 +71,7 @@ class Bench:
         """Other calibration text, all statistics of it."""
         tokenizer = load_tokenizer(self.checkpoint.directory)
         ids = calibration_ids(tokenizer, DEMO / CALIBRATION.file, CALIBRATION, seed)
-        needs: set[methods.Statistic] = {"input_moments", "saliency", "influence"}
+        needs: set[Statistic] = {"input_moments", "saliency", "influence"}
         with tempfile.TemporaryDirectory() as work:
             statistics = collect(self.checkpoint, ids, needs, Path(work), quiet)
         return replace(self, calibration=ids, statistics=statistics, seed=seed)

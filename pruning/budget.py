@@ -8,7 +8,7 @@ from pruning import methods, targets
 from pruning.errors import InvalidInput
 from pruning.export import stock_family
 from pruning.geometry import Geometry
-from pruning.methods import Params
+from pruning.methods.entry import Params
 from pruning.recipe import Recipe, Size
 from pruning.targets import Costs
 

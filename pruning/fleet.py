@@ -21,7 +21,8 @@ from pruning.adapters.atoms import read
 from pruning.adapters.peft_format import read_adapter
 from pruning.checkpoint import Checkpoint
 from pruning.importance import score_layers
-from pruning.methods import Statistic, resolve
+from pruning.methods import resolve
+from pruning.methods.entry import Statistic
 from pruning.progress import Progress, part
 from pruning.recipe import Fleet, PruneSpec
 from pruning.registry import LayerScores

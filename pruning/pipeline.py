@@ -22,7 +22,8 @@ from pruning.checkpoint import Checkpoint
 from pruning.export import slim_config
 from pruning.geometry import Geometry
 from pruning.importance import score_layers
-from pruning.methods import Statistic, resolve
+from pruning.methods import resolve
+from pruning.methods.entry import Statistic
 from pruning.outputs import base_to_cut, slim_base
 from pruning.plan import Plan
 from pruning.progress import Progress, part

@@ -13,7 +13,8 @@ from pruning.adapters.merging import Merge
 from pruning.budget import Space
 from pruning.checkpoint import Checkpoint
 from pruning.geometry import Geometry
-from pruning.methods import Kind, MethodEntry, Params, resolve
+from pruning.methods import resolve
+from pruning.methods.entry import Kind, MethodEntry, Params
 from pruning.plan import Plan, Widths
 from pruning.progress import Progress
 from pruning.recipe import Method, PruneSpec, Recipe

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pruning.digest import tree_digest
-from pruning.methods import Params
+from pruning.methods.entry import Params
 from pruning.progress import Progress, part
 from pruning.registry import Recovery, RecoveryContext
 from pruning.resuming import kept_in

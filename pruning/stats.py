@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pruning.checkpoint import Checkpoint
 from pruning.grams import StoredGrams
 from pruning.influence import WHOLE, Influence
-from pruning.methods import Statistic
+from pruning.methods.entry import Statistic
 from pruning.progress import Progress, part
 from pruning.statistics.absolute import AbsoluteMeans
 from pruning.statistics.gradients import Saliency as Saliency

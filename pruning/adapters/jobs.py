@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pruning.methods import LadderParams, resolve
+from pruning.methods import resolve
+from pruning.methods.adapters import LadderParams
 from pruning.recipe import Method, Name
 
 

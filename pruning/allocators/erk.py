@@ -7,7 +7,7 @@ the same shapes, so the rule only says how the target is split between attention
 """
 
 from pruning.geometry import ATTENTION_LINEARS, MLP_LINEARS, Geometry
-from pruning.methods import Params
+from pruning.methods.entry import Params
 from pruning.plan import Widths
 from pruning.registry import Problem
 from pruning.spread import shifted, widths

@@ -6,7 +6,7 @@ floor here.  Scores that mean different things in different layers are standardi
 An et al., AAAI 2024, https://arxiv.org/abs/2312.11983.
 """
 
-from pruning.methods import GlobalParams
+from pruning.methods.allocators import GlobalParams
 from pruning.plan import Widths
 from pruning.ranking import keep_best, standardized
 from pruning.registry import Problem

@@ -1,13 +1,13 @@
 """Linear: a layer keeps the average fraction plus a multiple of its centred importance.
 
-Wang et al., "Adapt-Pruner: Adaptive Structural Pruning for Efficient Small Language Model
+Pan et al., "Adapt-Pruner: Adaptive Structural Pruning for Efficient Small Language Model
 Training", arXiv 2025, https://arxiv.org/abs/2502.03460.  The paper takes many small steps with
 training in between and measures the importance anew before each; here there is one step, as large
 as `amplitude` says.
 """
 
 from pruning.influence import WHOLE
-from pruning.methods import LinearParams
+from pruning.methods.allocators import LinearParams
 from pruning.plan import Widths
 from pruning.registry import Problem
 from pruning.spread import both_kinds, shifted

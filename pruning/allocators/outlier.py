@@ -9,7 +9,7 @@ layer; here at the two that read units, o_proj and down_proj, whose inputs are m
 
 from torch import Tensor
 
-from pruning.methods import OutlierParams
+from pruning.methods.allocators import OutlierParams
 from pruning.plan import Widths
 from pruning.registry import Problem
 from pruning.spread import both_kinds, shifted

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from pruning.budget import Counts
-from pruning.methods import PqIndexParams
+from pruning.methods.allocators import PqIndexParams
 from pruning.plan import Widths
 from pruning.registry import Problem
 from pruning.spread import fill, widths

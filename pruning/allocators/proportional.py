@@ -7,7 +7,7 @@ pairs of forward passes to save memory; the streamed calibration pass has the gr
 """
 
 from pruning.budget import Counts
-from pruning.methods import ProportionalParams
+from pruning.methods.allocators import ProportionalParams
 from pruning.plan import Widths
 from pruning.registry import Problem
 from pruning.spread import proportional, widths

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pruning.budget import Counts, Space
-from pruning.methods import RateDistortionParams
+from pruning.methods.allocators import RateDistortionParams
 from pruning.plan import Plan, Widths
 from pruning.registry import Problem
 from pruning.selection import select

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pruning.allocators import uniform
 from pruning.budget import Space
-from pruning.methods import Params, SearchParams
+from pruning.methods.allocators import SearchParams
+from pruning.methods.entry import Params
 from pruning.plan import Widths
 from pruning.recipe import Method
 from pruning.registry import Problem, allocator

@@ -9,7 +9,7 @@ they are averaged, and `a` stands for the strength.
 import math
 
 from pruning.influence import WHOLE
-from pruning.methods import SigmoidParams
+from pruning.methods.allocators import SigmoidParams
 from pruning.plan import Widths
 from pruning.registry import Problem
 from pruning.spread import both_kinds, proportional

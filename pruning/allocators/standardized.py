@@ -7,7 +7,7 @@ averages them; here a criterion gives one score per KV group, and those are stan
 which the paper lacks, keep layers of few KV groups from losing them all.
 """
 
-from pruning.methods import Params
+from pruning.methods.entry import Params
 from pruning.plan import Widths
 from pruning.ranking import bundles, keep_best, standardized
 from pruning.registry import Problem

@@ -5,7 +5,7 @@ model compression", ICLR 2018 workshop, https://arxiv.org/abs/1710.01878.  Its r
 configs that any tool loads.
 """
 
-from pruning.methods import Params
+from pruning.methods.entry import Params
 from pruning.plan import Widths
 from pruning.registry import Problem
 from pruning.spread import both_kinds, shifted, widths

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from pruning.methods import CfspParams
+from pruning.methods.criteria import CfspParams
 from pruning.registry import LayerScores, LayerView
 from pruning.scoring import by_unit, input_rms, reader
 from pruning.units import Kind

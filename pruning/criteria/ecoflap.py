@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pruning.criteria import wanda
-from pruning.methods import Params
+from pruning.methods.entry import Params
 from pruning.registry import LayerScores, LayerView
 from pruning.units import Kind, members
 

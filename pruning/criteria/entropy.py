@@ -7,7 +7,7 @@ probability of the one true token; no label is read.  The paper prunes the FFN o
 
 from torch import Tensor
 
-from pruning.methods import EntropyParams
+from pruning.methods.criteria import EntropyParams
 from pruning.registry import LayerScores, LayerView
 from pruning.scoring import summed
 from pruning.units import Member

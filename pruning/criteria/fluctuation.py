@@ -12,7 +12,7 @@ over a head.  Rank it with allocator global and `normalize: none` to have their 
 
 from torch import Tensor
 
-from pruning.methods import FluctuationParams
+from pruning.methods.criteria import FluctuationParams
 from pruning.registry import LayerScores, LayerView
 from pruning.scoring import by_unit, column_sums, reader
 from pruning.units import Kind

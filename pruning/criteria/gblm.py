@@ -10,7 +10,7 @@ both the same weight in every model.
 
 from torch import Tensor
 
-from pruning.methods import GblmParams
+from pruning.methods.criteria import GblmParams
 from pruning.registry import LayerScores, LayerView
 from pruning.scoring import input_rms, summed
 from pruning.units import Member

@@ -9,7 +9,7 @@ added over the linears of a unit.  This is the first step of the paper's iterati
 import torch
 from torch import Tensor
 
-from pruning.methods import Params
+from pruning.methods.entry import Params
 from pruning.registry import LayerScores, LayerView
 from pruning.scoring import by_unit
 from pruning.units import Kind, members

@@ -7,7 +7,7 @@ https://arxiv.org/abs/1506.02626, with a unit in the place of a weight.
 import torch
 from torch import Tensor
 
-from pruning.methods import MagnitudeParams
+from pruning.methods.criteria import MagnitudeParams
 from pruning.registry import LayerScores, LayerView
 from pruning.units import Kind, members
 

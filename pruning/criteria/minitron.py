@@ -8,7 +8,7 @@ norm over its channels, a KV group over those of all its query heads.
 
 from torch import Tensor
 
-from pruning.methods import Params
+from pruning.methods.entry import Params
 from pruning.registry import LayerScores, LayerView
 from pruning.scoring import by_unit, reader
 from pruning.units import Kind

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pruning.grams import elimination
-from pruning.methods import ObsParams
+from pruning.methods.criteria import ObsParams
 from pruning.registry import LayerScores, LayerView
 from pruning.units import READERS, Kind, members
 

@@ -13,7 +13,7 @@ power mean ‖w‖_q / d^(1/q), for p = 1/2 and q = 1 simply ‖w‖_½ / d.
 import torch
 from torch import Tensor
 
-from pruning.methods import PqParams
+from pruning.methods.criteria import PqParams
 from pruning.registry import LayerScores, LayerView
 from pruning.units import Kind, members
 

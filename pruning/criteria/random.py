@@ -6,7 +6,7 @@ for Sparse Training", ICLR 2022, https://arxiv.org/abs/2202.02643.
 
 import torch
 
-from pruning.methods import Params
+from pruning.methods.entry import Params
 from pruning.registry import LayerScores, LayerView
 
 

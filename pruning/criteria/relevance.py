@@ -8,7 +8,7 @@ here at the inputs of o_proj and down_proj, with the rules for transformers of A
 
 from torch import Tensor
 
-from pruning.methods import Params
+from pruning.methods.entry import Params
 from pruning.registry import LayerScores, LayerView
 from pruning.scoring import by_unit, reader
 from pruning.units import Kind

@@ -10,7 +10,7 @@ leaves out the half).  Biases carry no score, as there.
 
 from torch import Tensor
 
-from pruning.methods import TaylorParams
+from pruning.methods.criteria import TaylorParams
 from pruning.registry import LayerScores, LayerView
 from pruning.scoring import summed
 from pruning.units import Member

@@ -8,7 +8,7 @@ is taken per token (root mean square), so that more text does not change the sco
 
 from torch import Tensor
 
-from pruning.methods import Params
+from pruning.methods.entry import Params
 from pruning.registry import LayerScores, LayerView
 from pruning.scoring import by_unit, column_sums, input_rms, reader
 from pruning.units import Kind

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pruning.methods import ClosedFormParams
+from pruning.methods.recovery import ClosedFormParams
 from pruning.progress import Progress
 from pruning.registry import RecoveryContext
 from pruning.rewriting import WEIGHTS, rewrite

@@ -7,7 +7,7 @@ Embedding and output head stay as they are, so that only what was cut is retrain
 """
 
 from pruning.evaluation import load
-from pruning.methods import DistillParams
+from pruning.methods.recovery import DistillParams
 from pruning.progress import Progress
 from pruning.registry import RecoveryContext
 from pruning.rewriting import rewrite

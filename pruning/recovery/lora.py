@@ -5,7 +5,7 @@ https://arxiv.org/abs/2305.11627, section 3.3.
 """
 
 from pruning.evaluation import load
-from pruning.methods import LoraParams
+from pruning.methods.recovery import LoraParams
 from pruning.progress import Progress
 from pruning.registry import RecoveryContext
 from pruning.rewriting import rewrite

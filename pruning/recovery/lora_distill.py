@@ -6,7 +6,7 @@ Large Language Models", ICLR 2022, https://arxiv.org/abs/2106.09685.
 """
 
 from pruning.evaluation import load
-from pruning.methods import LoraDistillParams
+from pruning.methods.recovery import LoraDistillParams
 from pruning.progress import Progress
 from pruning.registry import RecoveryContext
 from pruning.rewriting import rewrite

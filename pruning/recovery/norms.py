@@ -6,7 +6,7 @@ units leave for good: `lora` is the same thing.
 """
 
 from pruning.evaluation import load
-from pruning.methods import TrainingParams
+from pruning.methods.recovery import TrainingParams
 from pruning.progress import Progress
 from pruning.registry import RecoveryContext
 from pruning.rewriting import rewrite

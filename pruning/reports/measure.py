@@ -15,7 +15,8 @@ from pruning.adapters.peft_format import EVALUATION
 from pruning.checkpoint import Checkpoint
 from pruning.evaluation import Example, Windows
 from pruning.geometry import Geometry
-from pruning.methods import Kind, MethodEntry, resolve
+from pruning.methods import resolve
+from pruning.methods.entry import Kind, MethodEntry
 from pruning.outputs import slim_base
 from pruning.plan import Plan
 from pruning.progress import Progress, part

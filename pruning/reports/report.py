@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from pruning.geometry import LINEARS, Geometry
-from pruning.methods import MethodEntry
+from pruning.methods.entry import MethodEntry
 from pruning.plan import Plan
 from pruning.recipe import Recipe
 

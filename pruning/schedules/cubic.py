@@ -4,7 +4,7 @@ Zhu and Gupta, "To prune, or not to prune: exploring the efficacy of pruning for
 ICLR 2018 workshop, https://arxiv.org/abs/1710.01878, equation 1; LoRAPrune prunes by it too.
 """
 
-from pruning.methods import CubicParams
+from pruning.methods.schedules import CubicParams
 
 
 def targets(target: float, params: CubicParams) -> list[float]:

@@ -6,7 +6,7 @@ arXiv 2025, https://arxiv.org/abs/2502.03460: about 5 % leave at a time.
 
 import math
 
-from pruning.methods import InterleavedParams
+from pruning.methods.schedules import InterleavedParams
 
 
 def targets(target: float, params: InterleavedParams) -> list[float]:

@@ -4,7 +4,7 @@ The name is that of Frantar and Alistarh, "SparseGPT: Massive Language Models Ca
 Pruned in One-Shot", ICML 2023, https://arxiv.org/abs/2301.00774.
 """
 
-from pruning.methods import Params
+from pruning.methods.entry import Params
 
 
 def targets(target: float, params: Params) -> list[float]:

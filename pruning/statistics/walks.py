@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from pruning.methods import Statistic
+from pruning.methods.entry import Statistic
 from pruning.progress import Progress
 from pruning.statistics import zeroth
 from pruning.statistics.gradients import Key, Saliency, SequenceWalk, add_saliency, entropy

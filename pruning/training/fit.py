@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from pruning.methods import TrainingParams
+from pruning.methods.recovery import TrainingParams
 from pruning.progress import Progress
 from pruning.registry import RecoveryContext
 from pruning.training.data import training_split

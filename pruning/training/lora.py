@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from pruning.geometry import LINEARS
-from pruning.methods import LoraParams
+from pruning.methods.recovery import LoraParams
 
 
 def with_lora(model: Any, params: LoraParams, seed: int) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from pruning.errors import InvalidInput
-from pruning.methods import TrainingParams
+from pruning.methods.recovery import TrainingParams
 from pruning.progress import Progress
 from pruning.training.course import Course, Parameters
 from pruning.training.data import Split, drawn, micro_batches

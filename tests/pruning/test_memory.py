@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 
 from pruning.checkpoint import Checkpoint
 from pruning.geometry import Geometry
-from pruning.methods import Statistic
+from pruning.methods.entry import Statistic
 from pruning.stats import collect
 from pruning.tensors import expected
 

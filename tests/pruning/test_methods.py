@@ -9,6 +9,7 @@ import pytest
 from pruning import allocators, criteria, methods, recovery, registry, schedules
 from pruning.adapters import compress, merge
 from pruning.errors import InvalidInput
+from pruning.methods.entry import Kind, MethodEntry
 from pruning.recipe import Method
 
 PACKAGES = {
@@ -30,14 +31,14 @@ BIND = {
 
 
 @pytest.mark.parametrize("kind", list(PACKAGES))
-def test_every_file_of_a_method_is_in_the_catalogue_and_the_other_way_round(kind: methods.Kind):
+def test_every_file_of_a_method_is_in_the_catalogue_and_the_other_way_round(kind: Kind):
     (folder,) = PACKAGES[kind].__path__
     files = {path.stem for path in Path(folder).glob("*.py")} - {"__init__"}
     assert files == set(methods.names(kind))
 
 
 @pytest.mark.parametrize("entry", methods.ENTRIES, ids=lambda entry: entry.name)
-def test_a_method_has_code_and_a_paper_that_its_file_cites(entry: methods.MethodEntry):
+def test_a_method_has_code_and_a_paper_that_its_file_cites(entry: MethodEntry):
     function, bound, params = BIND[entry.kind](Method(name=entry.name))
     module = sys.modules[function.__module__]
     assert bound is entry
@@ -64,7 +65,7 @@ def test_a_method_has_code_and_a_paper_that_its_file_cites(entry: methods.Method
     ],
 )
 def test_unknown_methods_and_parameters_are_refused_with_the_choices(
-    kind: methods.Kind, method: Method, field: str, hint: str
+    kind: Kind, method: Method, field: str, hint: str
 ):
     with pytest.raises(InvalidInput) as refused:
         methods.resolve(kind, method)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pruning.checkpoint import Checkpoint
-from pruning.methods import Params
+from pruning.methods.entry import Params
 from pruning.plan import Plan
 from pruning.recipe import PruneSpec, Recipe, Text
 from pruning.registry import RecoveryContext

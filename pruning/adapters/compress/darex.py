@@ -18,7 +18,7 @@ from pruning.adapters.algebra import Bags, scale
 from pruning.adapters.compression import Deltas, Probe
 from pruning.adapters.merging import seed_of
 from pruning.errors import InvalidInput
-from pruning.methods import DarexParams
+from pruning.methods.adapters import DarexParams
 
 POINTS = 9  # of the scan, and again between the neighbours of its best
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pruning.adapters import algebra
 from pruning.adapters.algebra import Bag, Bags
 from pruning.adapters.compression import Probe
-from pruning.methods import LadderParams
+from pruning.methods.adapters import LadderParams
 
 
 def compress(

@@ -11,7 +11,7 @@ import torch
 from pruning.adapters import algebra
 from pruning.adapters.algebra import Bag, Bags
 from pruning.adapters.compression import Probe
-from pruning.methods import TruncationParams
+from pruning.methods.adapters import TruncationParams
 
 ENERGY = 0.95  # where neither a rank nor an energy is given
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from pruning.adapters import algebra
 from pruning.adapters.merging import Merged, Origin, Part
-from pruning.methods import Params
+from pruning.methods.entry import Params
 
 
 def merge(parts: Sequence[Part], params: Params, seed: int) -> Merged:

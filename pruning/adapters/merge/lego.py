@@ -17,7 +17,7 @@ from pruning.adapters import algebra
 from pruning.adapters.algebra import Bag
 from pruning.adapters.kmeans import Clusters, cluster, fewest, means
 from pruning.adapters.merging import Merged, Origin, Part
-from pruning.methods import LegoParams
+from pruning.methods.adapters import LegoParams
 
 
 def merge(parts: Sequence[Part], params: LegoParams, seed: int) -> Merged:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from pruning.adapters import algebra
 from pruning.adapters.merging import Merged, Part
-from pruning.methods import RankParams
+from pruning.methods.adapters import RankParams
 
 
 def merge(parts: Sequence[Part], params: RankParams, seed: int) -> Merged:

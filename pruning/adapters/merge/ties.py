@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pruning.adapters import delta
 from pruning.adapters.merging import Merged, Part
-from pruning.methods import SparseParams
+from pruning.methods.adapters import SparseParams
 
 
 def merge(parts: Sequence[Part], params: SparseParams, seed: int) -> Merged:

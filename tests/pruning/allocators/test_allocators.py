@@ -12,7 +12,7 @@ from pruning import budget
 from pruning.allocators import erk, outlier, pq_index
 from pruning.geometry import ATTENTION_LINEARS, MLP_LINEARS, Geometry, Layer
 from pruning.influence import WHOLE, Influence
-from pruning.methods import PqIndexParams
+from pruning.methods.allocators import PqIndexParams
 from pruning.plan import Widths
 from pruning.recipe import Recipe
 from pruning.registry import LayerScores, Problem

@@ -18,7 +18,7 @@ from pruning.budget import Space
 from pruning.checkpoint import Checkpoint
 from pruning.errors import InvalidInput
 from pruning.geometry import Geometry, Layer
-from pruning.methods import SearchParams
+from pruning.methods.allocators import SearchParams
 from pruning.plan import Widths
 from pruning.recipe import Recipe
 from pruning.registry import Problem

@@ -17,7 +17,7 @@ from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
 from pruning.export import slim_config
 from pruning.geometry import Geometry
-from pruning.methods import ClosedFormParams
+from pruning.methods.recovery import ClosedFormParams
 from pruning.models.modeling import register
 from pruning.plan import Plan
 from pruning.recipe import Method, PruneSpec, Recipe, Text

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from pruning import evaluation
 from pruning.digest import file_digest, tree_digest
 from pruning.errors import InvalidInput
-from pruning.methods import LoraParams, names
+from pruning.methods import names
+from pruning.methods.recovery import LoraParams
 from pruning.pipeline import STAGES
 from pruning.recipe import PruneSpec, Recipe
 from pruning.reports.report import Report

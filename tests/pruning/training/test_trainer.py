@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pruning.errors import InvalidInput
-from pruning.methods import TrainingParams
+from pruning.methods.recovery import TrainingParams
 from pruning.training.data import Split, drawn, micro_batches, split
 from pruning.training.trainer import Outcome, rate_factor, train
 

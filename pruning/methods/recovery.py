@@ -1,0 +1,101 @@
+"""Recovery methods: what repairs a slim base."""
+
+from pydantic import Field
+
+from pruning.methods.entry import MethodEntry, Paper, Params
+
+
+class ClosedFormParams(Params):
+    damping: float = Field(0.01, gt=0, le=1)  # of the mean of the Gram's diagonal
+
+
+class TrainingParams(Params):
+    """What every trained recovery has; a check takes the held-out loss."""
+
+    tokens: int = Field(200_000, ge=1)  # to train on, in whole sequences
+    learning_rate: float = Field(1e-3, gt=0)  # the highest
+    batch: int = Field(8, ge=1)  # sequences
+    warmup: float = Field(0.1, ge=0, le=1)  # of the steps
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)  # of the gradient's norm
+    held_out: float = Field(0.05, gt=0, lt=1)  # of the training sequences
+    checks: int = Field(20, ge=1)
+    patience: int = Field(5, ge=1)  # checks without a better loss before it stops early
+
+
+class DistillParams(TrainingParams):
+    temperature: float = Field(1.0, gt=0)
+
+
+class LoraParams(TrainingParams):
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0)
+
+
+class LoraDistillParams(LoraParams, DistillParams):
+    pass
+
+
+ENTRIES = (
+    MethodEntry(
+        "recovery",
+        "distill",
+        "all weights of the body, trained towards the dense base's distributions",
+        Paper(
+            "Hinton et al.",
+            "Distilling the Knowledge in a Neural Network",
+            "2015",
+            "https://arxiv.org/abs/1503.02531",
+        ),
+        params=DistillParams,
+    ),
+    MethodEntry(
+        "recovery",
+        "lora",
+        "LoRA on every linear, trained on text and merged (LLM-Pruner)",
+        Paper(
+            "Ma et al.",
+            "LLM-Pruner: On the Structural Pruning of Large Language Models",
+            "NeurIPS 2023",
+            "https://arxiv.org/abs/2305.11627",
+        ),
+        params=LoraParams,
+    ),
+    MethodEntry(
+        "recovery",
+        "lora_distill",
+        "LoRA on every linear, trained towards the dense base's distributions and merged",
+        Paper(
+            "Hinton et al.",
+            "Distilling the Knowledge in a Neural Network",
+            "2015",
+            "https://arxiv.org/abs/1503.02531",
+        ),
+        params=LoraDistillParams,
+    ),
+    MethodEntry(
+        "recovery",
+        "norms",
+        "norms and biases alone, trained on text (PERP)",
+        Paper(
+            "Zimmer et al.",
+            "PERP: Rethinking the Prune-Retrain Paradigm in the Era of LLMs",
+            "arXiv 2023",
+            "https://arxiv.org/abs/2312.15230",
+        ),
+        params=TrainingParams,
+    ),
+    MethodEntry(
+        "recovery",
+        "closed_form",
+        "least-squares refit of o_proj and down_proj, layer by layer (FASP)",
+        Paper(
+            "Hu et al.",
+            "FASP: Fast and Accurate Structured Pruning of Large Language Models",
+            "arXiv 2025",
+            "https://arxiv.org/abs/2501.09412",
+        ),
+        params=ClosedFormParams,
+        from_dense=True,
+    ),
+)
