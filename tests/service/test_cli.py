@@ -197,7 +197,7 @@ def test_ctrl_c_without_a_terminal_cancels_the_job(
     )
     assert waiting.stdout is not None
     id = waiting.stdout.readline().strip()
-    waiting.stdout.readline()  # the first event: it follows the job
+    time.sleep(2)  # until it follows the job, which is queued: nothing more is printed
     waiting.send_signal(signal.SIGINT)
     _, error = waiting.communicate(timeout=120)
     assert waiting.returncode == 1
