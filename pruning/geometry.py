@@ -4,8 +4,10 @@ Everything that must be known without loading a weight is here: which families a
 many parameters a unit costs, and what width each linear of each layer has.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from pruning.errors import InvalidInput
@@ -48,6 +50,11 @@ class Geometry:
     tied: bool
     qk_norm: bool
     layers: tuple[Layer, ...]
+
+    @classmethod
+    def of(cls, directory: Path) -> "Geometry":
+        """That of a registered base on disk, dense or slim."""
+        return cls.from_config(json.loads((directory / "config.json").read_text(encoding="utf-8")))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], field: str = "base") -> "Geometry":

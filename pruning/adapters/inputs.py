@@ -1,5 +1,6 @@
 """What a job on adapters reads: its sources in one shape, their rows, and the way to its base."""
 
+import json
 from pathlib import Path
 
 from torch import Tensor
@@ -11,7 +12,6 @@ from pruning.adapters.carry import project
 from pruning.adapters.jobs import AdapterSpec, MergeRecipe
 from pruning.adapters.peft_format import EVALUATION
 from pruning.adapters.source import Descent, Source, open_source
-from pruning.checkpoint import Checkpoint
 from pruning.errors import InvalidInput
 from pruning.evaluation import Example
 from pruning.geometry import Geometry
@@ -21,7 +21,7 @@ from pruning.text import load_tokenizer
 
 def shape_of(spec: AdapterSpec) -> Geometry:
     """The shape that all sources are brought to."""
-    return Checkpoint(spec.parent or spec.base).geometry
+    return Geometry.of(spec.parent or spec.base)
 
 
 def open_sources(spec: AdapterSpec) -> list[Source]:
@@ -31,9 +31,8 @@ def open_sources(spec: AdapterSpec) -> list[Source]:
     for name, source in sorted(spec.sources.items()):
         descent = None
         if source.cut is not None:
-            descent = Descent(
-                Checkpoint(source.cut.base).geometry, geometry, _plan(source.cut.plan)
-            )
+            cut = Geometry.of(source.cut.base)
+            descent = Descent(cut, geometry, _plan(source.cut.plan))
         sources.append(open_source(name, source.path, geometry, descent))
     return sources
 
@@ -56,7 +55,8 @@ def all_rows(spec: AdapterSpec) -> dict[str, list[Example]]:
     if not measured:
         return {}
     tokenizer = load_tokenizer(spec.base)
-    longest = Checkpoint(spec.base).config.get("max_position_embeddings") or 512
+    config = json.loads((spec.base / "config.json").read_text(encoding="utf-8"))
+    longest = config.get("max_position_embeddings") or 512
     return {
         name: evaluation.rows(
             tokenizer, spec.sources[name].path / EVALUATION, longest, f"sources.{name}"

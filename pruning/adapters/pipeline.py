@@ -32,9 +32,9 @@ from pruning.adapters.peft_format import EVALUATION, WEIGHTS
 from pruning.adapters.quality import check_floor, losses_of, silent, task_report
 from pruning.adapters.search import search
 from pruning.adapters.source import Source
-from pruning.checkpoint import Checkpoint
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
+from pruning.geometry import Geometry
 from pruning.methods import resolve
 from pruning.progress import Progress
 from pruning.registry import compress, merge
@@ -200,7 +200,7 @@ def _write(spec: AdapterSpec, bags: Bags, dtype: torch.dtype, directory: Path) -
     served = on_base(spec, bags)
     if not served:
         raise InvalidInput("base", "it has none of the linears that the sources adapt")
-    geometry = Checkpoint(spec.base).geometry
+    geometry = Geometry.of(spec.base)
     atoms.write(algebra.adapter_of(served, dtype), directory, geometry, spec.recipe.base)
     texts = [
         (source.path / EVALUATION).read_text(encoding="utf-8").rstrip("\n") + "\n"

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -169,8 +169,12 @@ def test_a_compression_is_published_with_its_ranks(
         assert result.bytes < report_of(artifact).source_bytes["wikisql"]
 
 
+@pytest.mark.parametrize("export", ["uniform", "per_layer"])
 def test_adapters_of_two_slim_bases_are_merged_onto_one_of_them(
-    merging: Callable[..., AdapterSpec], sources: dict[str, SourceSpec], tmp_path: Path
+    export: Literal["uniform", "per_layer"],
+    merging: Callable[..., AdapterSpec],
+    sources: dict[str, SourceSpec],
+    tmp_path: Path,
 ):
     dense = Checkpoint(DEMO / "base")
     cuts = {}
@@ -180,7 +184,7 @@ def test_adapters_of_two_slim_bases_are_merged_onto_one_of_them(
             ffn_channels=tuple(c for c in range(640) if not first <= c < first + 64),
         )
         plan = Plan(layers=(layer,) * 8)
-        config = slim_config(dense.config, plan, "auto")
+        config = slim_config(dense.config, plan, export)
         slice_base(dense, plan, config, Statistics(), tmp_path / name, silent)
         shutil.copy(DEMO / "base" / "tokenizer.json", tmp_path / name)
         shutil.copy(DEMO / "base" / "tokenizer_config.json", tmp_path / name)
@@ -201,7 +205,7 @@ def test_adapters_of_two_slim_bases_are_merged_onto_one_of_them(
         plan=tmp_path / "one.json",
     )
     artifact = run(spec, tmp_path / "work", tmp_path / "store", silent)
-    read_adapter(artifact / "adapters" / "both", Checkpoint(tmp_path / "one").geometry)
+    read_adapter(artifact / "adapters" / "both", Geometry.of(tmp_path / "one"))
     assert all(0.2 < task.recovered < 1 for task in report_of(artifact).results[0].tasks)
 
 
