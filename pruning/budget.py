@@ -182,14 +182,6 @@ def check(geometry: Geometry, recipe: Recipe) -> None:
     _check_target(geometry, recipe)
 
 
-def largest_target(geometry: Geometry, recipe: Recipe) -> float:
-    """The largest fraction of `body_parameters` that units, blocks and floors let go."""
-    in_parameters = recipe.model_copy(update={"target": 0.5, "size": None})
-    space = any_space(geometry, in_parameters)
-    saved = targets.wanted(geometry, in_parameters) - space.wanted + space.room
-    return saved / geometry.body_parameters
-
-
 def any_space(geometry: Geometry, recipe: Recipe) -> Space:
     """The space when the last blocks leave; it is as large whichever blocks may and do leave."""
     free = [i for i in range(len(geometry.layers)) if i not in recipe.floors.layers]

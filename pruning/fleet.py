@@ -51,22 +51,17 @@ class Tenant(Checkpoint):
 
 
 def calibrate(
-    spec: PruneSpec,
-    base: Path,
-    needs: Collection[Statistic],
-    destination: Path,
-    progress: Progress,
+    spec: PruneSpec, needs: Collection[Statistic], destination: Path, progress: Progress
 ) -> None:
     """Collect the statistics of every adapter that weighs anything, into NAME.safetensors.
 
-    `base` is the one to be cut: the dense one, or as earlier cuts left it.  An adapter without a
-    text of its own is shown the recipe's calibration text.
+    An adapter without a text of its own is shown the recipe's calibration text.
     """
     assert spec.recipe.fleet is not None
     weights = _weights(spec, spec.recipe.fleet)
     destination.mkdir()
     for number, name in enumerate(weights):
-        tenant = Tenant(base, spec.adapters[name], name)
+        tenant = Tenant(spec.base, spec.adapters[name], name)
         ids_ST = _ids(spec, spec.recipe.fleet, name)
         here = part(progress, number / len(weights), (number + 1) / len(weights))
         path = destination / f"{name}.safetensors"
@@ -74,7 +69,7 @@ def calibrate(
 
 
 def scores(
-    spec: PruneSpec, base: Path, own: Statistics, calibrated: Path, progress: Progress
+    spec: PruneSpec, own: Statistics, calibrated: Path, progress: Progress
 ) -> list[LayerScores]:
     """The scores of the whole fleet, from the base's own statistics and what `calibrate` wrote."""
     fleet, recipe = spec.recipe.fleet, spec.recipe
@@ -82,9 +77,9 @@ def scores(
     weights = _weights(spec, fleet)
     count = len(weights) + 1
     steps = [part(progress, n / count, (n + 1) / count) for n in range(count)]
-    tenants = [(fleet.base_weight, score_layers(Checkpoint(base), own, recipe, steps[0]))]
+    tenants = [(fleet.base_weight, score_layers(Checkpoint(spec.base), own, recipe, steps[0]))]
     for (name, weight), step in zip(weights.items(), steps[1:], strict=True):
-        tenant = Tenant(base, spec.adapters[name], name)
+        tenant = Tenant(spec.base, spec.adapters[name], name)
         statistics = Statistics.load(calibrated / f"{name}.safetensors")
         tenants.append((weight, score_layers(tenant, statistics, recipe, step)))
     entry, _ = resolve("criterion", recipe.criterion)

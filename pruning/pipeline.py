@@ -50,8 +50,7 @@ def schedule(spec: PruneSpec, work: Path, progress: Progress) -> None:
 def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     """Check the recipe against the base, then collect the statistics that its methods need."""
     out = _begin(work, "calibrate")
-    recipe, base = spec.recipe, base_to_cut(spec, work)
-    checkpoint = Checkpoint(base)
+    recipe, checkpoint = spec.recipe, Checkpoint(base_to_cut(spec, work))
     _check(spec, checkpoint)
     entry, params = resolve("criterion", recipe.criterion)
     means: set[Statistic] = {"input_moments"} if recipe.bias_compensation else set()
@@ -63,18 +62,18 @@ def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     collect_into(path, checkpoint, ids_ST, needs, recipe.sink_tokens, own)
     if recipe.fleet:
         rest = part(progress, 1 / (1 + len(spec.adapters)), 1)
-        fleet.calibrate(spec, base, entry.needs | params.needs, out / "fleet", rest)
+        fleet.calibrate(spec, entry.needs | params.needs, out / "fleet", rest)
 
 
 def plan(spec: PruneSpec, work: Path, progress: Progress) -> None:
     """Score every unit, decide how many each layer keeps, and take the best."""
     out = _begin(work, "plan")
-    recipe, base, statistics = spec.recipe, base_to_cut(spec, work), _statistics(work)
-    checkpoint = Checkpoint(base)
+    recipe, checkpoint = spec.recipe, Checkpoint(base_to_cut(spec, work))
+    statistics = _statistics(work)
     scoring, deciding = part(progress, 0, 0.5), part(progress, 0.5, 1)
     if recipe.fleet:
         calibrated = work / "calibrate" / "fleet"
-        scores = fleet.scores(spec, base, statistics, calibrated, scoring)
+        scores = fleet.scores(spec, statistics, calibrated, scoring)
     else:
         scores = score_layers(checkpoint, statistics, recipe, scoring)
     ids = partial(_calibration_ids, spec)

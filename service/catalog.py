@@ -93,11 +93,6 @@ class Catalog:
     def close(self) -> None:
         self._engine.dispose()
 
-    def ping(self) -> None:
-        """Raise when the database cannot be reached."""
-        with self._engine.connect() as connection:
-            connection.execute(sa.select(1))
-
     # bases
 
     def bases(self, *, serve: bool | None = None) -> tuple[Base, ...]:
