@@ -2,12 +2,21 @@
 
 import json
 import os
+import pwd
+import secrets
+import shutil
 import signal
-from collections.abc import Callable
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 from safetensors.numpy import save_file
 
@@ -111,6 +120,48 @@ def base_directory(tmp_path: Path, write_base: Callable[..., Path]) -> Path:
 @pytest.fixture
 def adapter_directory(tmp_path: Path, write_adapter: Callable[..., Path]) -> Path:
     return write_adapter(tmp_path / "adapter")
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The address of a PostgreSQL server of the tests' own, without a database's name."""
+    initdb = shutil.which("initdb")
+    installed = [Path(initdb).resolve().parent] if initdb else []
+    installed += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    programs = next((path for path in installed if (path / "postgres").exists()), None)
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed")
+    user = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+    folder = Path(tempfile.mkdtemp(prefix="graftwork-postgres-"))
+    os.chown(folder, user.pw_uid, user.pw_gid)  # it refuses to run as root
+    options: dict[str, Any] = {"user": user.pw_uid, "group": user.pw_gid, "cwd": folder}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    make = [programs / "initdb", "-D", folder / "data", "-U", "graftwork", "--auth=trust"]
+    subprocess.run([*make, "--no-sync"], check=True, capture_output=True, **options)
+    settings = ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"]
+    with (folder / "log").open("wb") as log:
+        command = [programs / "postgres", "-D", folder / "data", "-p", str(port), *settings]
+        server = subprocess.Popen(command, stderr=log, **options)
+    address = f"postgresql://graftwork@127.0.0.1:{port}"
+    for _ in range(600):
+        with suppress(psycopg.OperationalError):
+            psycopg.connect(f"{address}/postgres").close()
+            break
+        time.sleep(0.1)
+    yield address
+    server.send_signal(signal.SIGINT)
+    server.wait()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def postgres(postgres_server: str) -> str:
+    """The URL of a new PostgreSQL database."""
+    name = f"test_{secrets.token_hex(8)}"
+    with psycopg.connect(f"{postgres_server}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return f"{postgres_server}/{name}"
 
 
 @pytest.fixture(scope="session")

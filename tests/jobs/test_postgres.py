@@ -1,58 +1,13 @@
 """The same on PostgreSQL: two workers, one killed, one job cancelled."""
 
-import os
-import pwd
-import shutil
-import signal
-import socket
-import subprocess
-import tempfile
-import time
-from pathlib import Path
-
-import psycopg
 import pytest
 
 pytestmark = pytest.mark.slow
 
 
-def binaries():
-    """The folder of PostgreSQL's programs, or None."""
-    found = shutil.which("initdb")
-    if found and (Path(found).resolve().parent / "postgres").exists():
-        return Path(found).resolve().parent
-    return next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
-
-
 @pytest.fixture
-def database():
-    """The URL of a fresh PostgreSQL server; it refuses to run as root."""
-    programs = binaries()
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed")
-    user = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
-    folder = Path(tempfile.mkdtemp(prefix="graftwork-postgres-"))
-    os.chown(folder, user.pw_uid, user.pw_gid)
-    options = {"user": user.pw_uid, "group": user.pw_gid, "cwd": folder}
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    initdb = [programs / "initdb", "-D", folder / "data", "-U", "graftwork", "--auth=trust"]
-    subprocess.run([*initdb, "--no-sync"], check=True, capture_output=True, **options)
-    settings = ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"]
-    with (folder / "log").open("wb") as log:
-        command = [programs / "postgres", "-D", folder / "data", "-p", str(port), *settings]
-        server = subprocess.Popen(command, stderr=log, **options)
-    url = f"postgresql://graftwork@127.0.0.1:{port}/postgres"
-    for _ in range(300):
-        try:
-            psycopg.connect(url).close()
-            break
-        except psycopg.OperationalError:
-            time.sleep(0.1)
-    yield url
-    server.send_signal(signal.SIGINT)
-    server.wait()
-    shutil.rmtree(folder)
+def database(postgres):
+    return postgres
 
 
 def test_a_killed_workers_job_is_resumed_and_another_is_cancelled(

@@ -1,13 +1,11 @@
 """The catalog: names, dependents, and content that lives exactly as long as its rows."""
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 
 from pruning.errors import InvalidInput
 from pruning.recipe import PruneSpec, Recipe, Text
@@ -21,11 +19,9 @@ DIGEST = "0123456789ab" + "0" * 52
 def catalog(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Catalog]:
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path / 'catalog.db'}"
-    elif url := os.environ.get("GRAFTWORK_TEST_POSTGRES", ""):
-        with sa.create_engine(url).begin() as connection:
-            connection.execute(sa.text("DROP TABLE IF EXISTS adapters, bases, files"))
     else:
-        pytest.skip("GRAFTWORK_TEST_POSTGRES does not name a database to test on")
+        server: str = request.getfixturevalue("postgres")
+        url = server.replace("postgresql://", "postgresql+psycopg://")
     catalog = Catalog(url)
     yield catalog
     catalog.close()
