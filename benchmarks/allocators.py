@@ -26,17 +26,19 @@ from typing import Any
 import report
 from torch import Tensor
 
-from pruning import allocation, budget, methods, targets
-from pruning.checkpoint import Checkpoint
+from pruning import methods
+from pruning.allocation import budget, targets
+from pruning.allocation.selection import select
+from pruning.allocation.solve import solve as allocation
+from pruning.allocation.trial import Trial
 from pruning.importance import score_layers
 from pruning.methods.entry import Statistic
 from pruning.plan import Plan, Widths
 from pruning.recipe import Recipe, Text
 from pruning.registry import Problem, allocator
-from pruning.selection import select
 from pruning.stats import Statistics, collect
 from pruning.text import calibration_ids, load_tokenizer
-from pruning.trial import Trial
+from pruning.weights.checkpoint import Checkpoint
 
 DEMO = Path(__file__).parent.parent / "deploy" / "demo"
 CRITERIA = ("taylor", "magnitude", "fluctuation")

@@ -21,7 +21,7 @@ from typing import Any
 import report
 
 from pruning import evaluation
-from pruning.outputs import slim_base
+from pruning.jobs.outputs import slim_base
 from pruning.pipeline import STAGES
 from pruning.recipe import PruneSpec, Recipe
 from pruning.text import load_tokenizer

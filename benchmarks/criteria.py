@@ -26,8 +26,7 @@ import report
 import torch
 
 from pruning import evaluation
-from pruning.allocation import problem, solve
-from pruning.checkpoint import Checkpoint
+from pruning.allocation.solve import problem, solve
 from pruning.export import slim_config
 from pruning.geometry import Geometry
 from pruning.importance import score_layers
@@ -37,6 +36,7 @@ from pruning.registry import LayerScores
 from pruning.slicing import slice_base
 from pruning.stats import Statistics, collect
 from pruning.text import calibration_ids, load_tokenizer
+from pruning.weights.checkpoint import Checkpoint
 
 DEMO = Path(__file__).parent.parent / "deploy" / "demo"
 FEW = 10  # sequences of the regime that Pruning by Explaining is about

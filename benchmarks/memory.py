@@ -26,8 +26,8 @@ import torch
 
 from pruning.geometry import Geometry
 from pruning.recipe import PruneSpec, Recipe
-from pruning.safetensors_writer import Entry, write
-from pruning.tensors import expected
+from pruning.weights.tensors import expected
+from pruning.weights.writer import Entry, write
 
 DEMO = Path(__file__).parent.parent / "deploy" / "demo"
 MAKING = ("calibrate", "plan", "slice", "recover", "carry")
@@ -98,7 +98,7 @@ def run_stages(
     rows = []
     for stage in stages:
         started = time.monotonic()
-        command = [sys.executable, "-m", "pruning.stage", stage, str(work)]
+        command = [sys.executable, "-m", "pruning.jobs.stage", stage, str(work)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
         last = json.loads(done.stdout.decode().strip().split("\n")[-1])

@@ -47,12 +47,12 @@ from pruning.adapters.compression import applied
 from pruning.adapters.merging import merge_all
 from pruning.adapters.search import search
 from pruning.adapters.source import open_source
-from pruning.checkpoint import Checkpoint
 from pruning.evaluation import Example
 from pruning.geometry import LINEARS, Geometry
 from pruning.recipe import Method
-from pruning.tensors import block_of
 from pruning.text import load_tokenizer
+from pruning.weights.checkpoint import Checkpoint
+from pruning.weights.tensors import block_of
 
 DEMO = Path(__file__).parent.parent / "deploy" / "demo"
 NAMES = sorted(path.name for path in (DEMO / "adapters").iterdir())

@@ -24,7 +24,7 @@ import report
 from pruning import evaluation
 from pruning.evaluation import Windows
 from pruning.geometry import Geometry
-from pruning.outputs import slim_base
+from pruning.jobs.outputs import slim_base
 from pruning.pipeline import STAGES
 from pruning.recipe import PruneSpec, Recipe, Text
 from pruning.text import load_tokenizer

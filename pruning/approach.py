@@ -8,16 +8,16 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from pruning.checkpoint import Checkpoint
+from pruning.jobs.outputs import base_to_cut, lifted_base, slim_base
+from pruning.jobs.resuming import kept_in
+from pruning.jobs.stage import Stage
 from pruning.lifting import lift
 from pruning.methods import resolve
-from pruning.outputs import base_to_cut, lifted_base, slim_base
 from pruning.plan import Plan
 from pruning.progress import Progress, part
 from pruning.recipe import Blocks, Method, PruneSpec
 from pruning.registry import schedule
-from pruning.resuming import kept_in
-from pruning.stage import Stage
+from pruning.weights.checkpoint import Checkpoint
 
 STEP = ("calibrate", "plan", "slice", "recover")
 

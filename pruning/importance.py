@@ -1,12 +1,12 @@
 """The scores of all units of a base, layer by layer, by the criterion of a recipe."""
 
-from pruning.checkpoint import Checkpoint
 from pruning.geometry import LINEARS
 from pruning.progress import Progress
 from pruning.recipe import Recipe
 from pruning.registry import LayerScores, LayerView, criterion
 from pruning.stats import Statistics
-from pruning.tensors import block_of
+from pruning.weights.checkpoint import Checkpoint
+from pruning.weights.tensors import block_of
 
 
 def score_layers(

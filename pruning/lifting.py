@@ -14,13 +14,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pruning.checkpoint import Checkpoint
 from pruning.plan import Plan
-from pruning.rewriting import WEIGHTS
-from pruning.safetensors_writer import Entry
 from pruning.slicing import write_base
-from pruning.tensors import expected
 from pruning.units import selections
+from pruning.weights.checkpoint import Checkpoint
+from pruning.weights.rewriting import WEIGHTS
+from pruning.weights.tensors import expected
+from pruning.weights.writer import Entry
 
 SHRINK = 0.1  # of each linear that a unit runs through, so its output is a hundredth or less
 

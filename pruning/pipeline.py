@@ -13,18 +13,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pruning import budget, fleet
+from pruning import fleet
 from pruning.adapters.carry import Cut, carry
 from pruning.adapters.refit import carry_refit
-from pruning.allocation import problem, solve
+from pruning.allocation import budget
+from pruning.allocation.solve import problem, solve
 from pruning.approach import approach, share_of, targets_of
-from pruning.checkpoint import Checkpoint
 from pruning.export import slim_config
 from pruning.geometry import Geometry
 from pruning.importance import score_layers
+from pruning.jobs.outputs import base_to_cut, slim_base
 from pruning.methods import resolve
 from pruning.methods.entry import Statistic
-from pruning.outputs import base_to_cut, slim_base
 from pruning.plan import Plan
 from pruning.progress import Progress, part
 from pruning.recipe import PruneSpec
@@ -32,10 +32,11 @@ from pruning.registry import RecoveryContext, recovery
 from pruning.repair import repair
 from pruning.reports.measure import measure
 from pruning.reports.page import render
-from pruning.rewriting import WEIGHTS
 from pruning.slicing import slice_base
 from pruning.stats import Statistics, collect_into
 from pruning.text import calibration_ids, check_length, load_tokenizer
+from pruning.weights.checkpoint import Checkpoint
+from pruning.weights.rewriting import WEIGHTS
 
 Stage = Callable[[PruneSpec, Path, Progress], None]
 

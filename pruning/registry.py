@@ -10,8 +10,7 @@ from torch import Tensor
 
 from pruning.adapters.compression import Compress
 from pruning.adapters.merging import Merge
-from pruning.budget import Space
-from pruning.checkpoint import Checkpoint
+from pruning.allocation.budget import Space
 from pruning.geometry import Geometry
 from pruning.methods import resolve
 from pruning.methods.entry import Kind, MethodEntry, Params
@@ -19,6 +18,7 @@ from pruning.plan import Plan, Widths
 from pruning.progress import Progress
 from pruning.recipe import Method, PruneSpec, Recipe
 from pruning.stats import Statistics
+from pruning.weights.checkpoint import Checkpoint
 
 _PACKAGES: Mapping[Kind, str] = {
     "criterion": "pruning.criteria",

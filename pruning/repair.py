@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from pruning.digest import tree_digest
+from pruning.jobs.resuming import kept_in
 from pruning.methods.entry import Params
 from pruning.progress import Progress, part
 from pruning.registry import Recovery, RecoveryContext
-from pruning.resuming import kept_in
 
 Step = tuple[Recovery, Params]
 

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning.checkpoint import Checkpoint
 from pruning.geometry import Geometry
 from pruning.plan import Plan
 from pruning.progress import Progress
-from pruning.safetensors_writer import Entry, write
 from pruning.stats import Statistics
-from pruning.tensors import expected
 from pruning.units import READERS, Selection, selections
+from pruning.weights.checkpoint import Checkpoint
+from pruning.weights.tensors import expected
+from pruning.weights.writer import Entry, write
 
 COMPANIONS = (  # what else a servable directory has, where the base has it
     "added_tokens.json",

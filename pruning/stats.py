@@ -13,23 +13,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pruning.checkpoint import Checkpoint
-from pruning.grams import StoredGrams
-from pruning.influence import WHOLE, Influence
 from pruning.methods.entry import Statistic
 from pruning.progress import Progress, part
 from pruning.statistics.absolute import AbsoluteMeans
 from pruning.statistics.gradients import Saliency as Saliency
 from pruning.statistics.gradients import SequenceGradients
+from pruning.statistics.grams import StoredGrams
+from pruning.statistics.influence import WHOLE, Influence
 from pruning.statistics.lora import LoraSaliency
 from pruning.statistics.released import ReleasedFluctuation
 from pruning.statistics.relevance import Relevance
+from pruning.statistics.streaming import Stream
+from pruning.statistics.walk import Passage, counted, dense_grams
 from pruning.statistics.walks import WALKS
 from pruning.statistics.zeroth import ZerothOrder
-from pruning.streaming import Stream
-from pruning.tensors import block_of
 from pruning.units import READERS
-from pruning.walk import Passage, counted, dense_grams
+from pruning.weights.checkpoint import Checkpoint
+from pruning.weights.tensors import block_of
 
 GRAMS = ".grams"  # suffix of the directory of Grams beside the file of statistics
 Key = tuple[int, str]  # layer, linear

@@ -21,14 +21,15 @@ from typing import Any, Literal
 
 from dbos import DBOS, SetWorkflowID, WorkflowHandle, error
 
-from pruning import artifacts, job
+from pruning import artifacts
 from pruning.adapters.jobs import AdapterSpec
 from pruning.errors import InvalidInput
-from pruning.job import JobFailed
-from pruning.kinds import KINDS, Kind, kind_of
+from pruning.jobs import job
+from pruning.jobs.job import JobFailed
+from pruning.jobs.kinds import KINDS, Kind, kind_of
+from pruning.jobs.runner import Cancelled, Runner
 from pruning.progress import Progress
 from pruning.recipe import PruneSpec
-from pruning.runner import Cancelled, Runner
 
 log = logging.getLogger(__name__)
 

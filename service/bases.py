@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pruning.base_format import read_base
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
+from pruning.weights.base_format import read_base
 from service.catalog import Base, Catalog
 
 

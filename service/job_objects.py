@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from pruning.adapters.jobs import AdapterSpec, CompressRecipe, MergeRecipe, results
 from pruning.errors import InvalidInput
-from pruning.job import Event, Progress
-from pruning.kinds import ADAPTERS, PRUNING, kind_of
+from pruning.jobs.job import Event, Progress
+from pruning.jobs.kinds import ADAPTERS, PRUNING, kind_of
 from pruning.recipe import PruneSpec, Recipe
 
 Item = TypeVar("Item", "Job", "JobEvent")
@@ -99,7 +99,7 @@ class Page(_Frozen, Generic[Item]):
 def job_object(
     work: WorkflowStatus, publication: WorkflowStatus | None, progress: Progress | None
 ) -> Job:
-    """A job from its two workflows (see pruning.job) and its latest progress."""
+    """A job from its two workflows (see pruning.jobs.job) and its latest progress."""
     spec = spec_of(work)
     recipe, status = spec.recipe, status_of(work, publication)
     last = publication or work
@@ -123,7 +123,7 @@ def job_object(
 
 
 def status_of(work: WorkflowStatus, publication: WorkflowStatus | None) -> Status:
-    """The status of a job from its two workflows (see pruning.job)."""
+    """The status of a job from its two workflows (see pruning.jobs.job)."""
     if work.status != "SUCCESS":
         return _STATUS.get(work.status, "failed")
     if publication is None or publication.status in ("PENDING", "ENQUEUED"):

@@ -10,9 +10,9 @@ from typing import get_args
 
 from dbos import DBOS, DBOSClient, WorkflowStatus, error
 
-from pruning import job as contract
 from pruning.errors import InvalidInput
-from pruning.kinds import ADAPTERS, KINDS, PRUNING, Kind
+from pruning.jobs import job as contract
+from pruning.jobs.kinds import ADAPTERS, KINDS, PRUNING, Kind
 from pruning.recipe import Recipe
 from service.catalog import Catalog
 from service.errors import Conflict, NotFound

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from pruning import budget
 from pruning.adapters.jobs import (
     AdapterSpec,
     CompressRecipe,
@@ -14,6 +13,7 @@ from pruning.adapters.jobs import (
     SourceSpec,
     results,
 )
+from pruning.allocation import budget
 from pruning.errors import InvalidInput
 from pruning.recipe import PruneSpec, Recipe, Text
 from service.catalog import Base, Catalog

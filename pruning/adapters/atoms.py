@@ -18,7 +18,7 @@ from pruning.adapters.peft_config import CONFIG, rank_of, read_config
 from pruning.adapters.peft_format import WEIGHTS
 from pruning.errors import InvalidInput
 from pruning.geometry import LINEARS, Geometry
-from pruning.tensors import block_of
+from pruning.weights.tensors import block_of
 
 Key = tuple[int, str]  # layer, linear
 _TENSOR = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.\w+\.(\w+)\.lora_([AB])\.weight")

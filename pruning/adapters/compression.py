@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pruning.adapters.algebra import Bags
 from pruning.adapters.atoms import Key
-from pruning.tensors import block_of
+from pruning.weights.tensors import block_of
 
 Deltas = Mapping[Key, Tensor]  # ΔW by linear, (outputs, inputs)
 Probe = Callable[[Deltas], Tensor]  # outputs of the base's last layer with these ΔW on some rows

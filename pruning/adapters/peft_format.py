@@ -13,7 +13,7 @@ from pruning.adapters.peft_config import CONFIG, rank_of, read_config
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
 from pruning.geometry import ATTENTION_LINEARS, LINEARS, Geometry
-from pruning.safetensors_header import FLOATS, TensorInfo, all_finite, read_header
+from pruning.weights.header import FLOATS, TensorInfo, all_finite, read_header
 
 WEIGHTS = "adapter_model.safetensors"
 EVALUATION, CALIBRATION = "eval.jsonl", "calibration.jsonl"  # rows of its task, held out and not

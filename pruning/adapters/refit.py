@@ -28,14 +28,14 @@ from pruning.adapters.algebra import Bag, bags_of, balanced, fold, positive
 from pruning.adapters.atoms import Adapter, Atoms, Key
 from pruning.adapters.carry import Cut, load, project, save
 from pruning.adapters.peft_format import CALIBRATION
-from pruning.checkpoint import Checkpoint
-from pruning.grams import Gram, refit
 from pruning.progress import Progress
 from pruning.recipe import PruneSpec
-from pruning.tensors import block_of
+from pruning.statistics.grams import Gram, refit
+from pruning.statistics.walk import Blocks, Passage, Reader, counted
 from pruning.text import load_tokenizer
 from pruning.units import BLOCKS, KINDS, READERS, Kind, selections
-from pruning.walk import Blocks, Passage, Reader, counted
+from pruning.weights.checkpoint import Checkpoint
+from pruning.weights.tensors import block_of
 
 DAMPING = 0.01  # of the mean of the Gram's diagonal
 

@@ -16,8 +16,8 @@ from pruning.adapters.peft_config import CONFIG, read_config
 from pruning.adapters.peft_format import WEIGHTS, read_adapter
 from pruning.geometry import Geometry
 from pruning.plan import Plan
-from pruning.safetensors_header import TensorInfo, read_header
-from pruning.safetensors_writer import DTYPES
+from pruning.weights.header import TensorInfo, read_header
+from pruning.weights.writer import DTYPES
 
 
 @dataclass(frozen=True)

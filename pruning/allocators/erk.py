@@ -6,11 +6,11 @@ for pruning in Liu et al., ICLR 2022, https://arxiv.org/abs/2202.02643.  All lay
 the same shapes, so the rule only says how the target is split between attention and FFN.
 """
 
+from pruning.allocation.spread import shifted, widths
 from pruning.geometry import ATTENTION_LINEARS, MLP_LINEARS, Geometry
 from pruning.methods.entry import Params
 from pruning.plan import Widths
 from pruning.registry import Problem
-from pruning.spread import shifted, widths
 
 
 def allocate(problem: Problem, params: Params) -> Widths:

@@ -6,11 +6,11 @@ floor here.  Scores that mean different things in different layers are standardi
 An et al., AAAI 2024, https://arxiv.org/abs/2312.11983.
 """
 
+from pruning.allocation.ranking import keep_best, standardized
+from pruning.allocation.spread import widths
 from pruning.methods.allocators import GlobalParams
 from pruning.plan import Widths
-from pruning.ranking import keep_best, standardized
 from pruning.registry import Problem
-from pruning.spread import widths
 
 
 def allocate(problem: Problem, params: GlobalParams) -> Widths:

@@ -6,11 +6,11 @@ training in between and measures the importance anew before each; here there is 
 as `amplitude` says.
 """
 
-from pruning.influence import WHOLE
+from pruning.allocation.spread import both_kinds, shifted
 from pruning.methods.allocators import LinearParams
 from pruning.plan import Widths
 from pruning.registry import Problem
-from pruning.spread import both_kinds, shifted
+from pruning.statistics.influence import WHOLE
 
 
 def allocate(problem: Problem, params: LinearParams) -> Widths:

@@ -9,12 +9,12 @@ layer; here at the two that read units, o_proj and down_proj, whose inputs are m
 
 from torch import Tensor
 
+from pruning.allocation.spread import both_kinds, shifted
 from pruning.methods.allocators import OutlierParams
 from pruning.plan import Widths
 from pruning.registry import Problem
-from pruning.spread import both_kinds, shifted
-from pruning.tensors import block_of
 from pruning.units import READERS
+from pruning.weights.tensors import block_of
 
 
 def allocate(problem: Problem, params: OutlierParams) -> Widths:

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from pruning.budget import Counts
+from pruning.allocation.budget import Counts
+from pruning.allocation.spread import fill, widths
 from pruning.methods.allocators import PqIndexParams
 from pruning.plan import Widths
 from pruning.registry import Problem
-from pruning.spread import fill, widths
 
 
 def allocate(problem: Problem, params: PqIndexParams) -> Widths:

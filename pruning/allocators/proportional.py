@@ -6,11 +6,11 @@ fraction `most`, the rest is shared out by Σ |w · ∂L/∂w|.  The paper estim
 pairs of forward passes to save memory; the streamed calibration pass has the gradient itself.
 """
 
-from pruning.budget import Counts
+from pruning.allocation.budget import Counts
+from pruning.allocation.spread import proportional, widths
 from pruning.methods.allocators import ProportionalParams
 from pruning.plan import Widths
 from pruning.registry import Problem
-from pruning.spread import proportional, widths
 from pruning.units import Kind, members
 
 

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pruning.budget import Counts, Space
+from pruning.allocation.budget import Counts, Space
+from pruning.allocation.selection import select
+from pruning.allocation.spread import settled
+from pruning.allocation.trial import Trial
 from pruning.methods.allocators import RateDistortionParams
 from pruning.plan import Plan, Widths
 from pruning.registry import Problem
-from pruning.selection import select
-from pruning.spread import settled
-from pruning.trial import Trial
 from pruning.units import KINDS, Kind
 
 Curves = Mapping[int, list[float]]  # layer → distortion at each of its widths, widest first

@@ -10,16 +10,16 @@ base is held in memory in float32 (`memory_gib` bounds it): it is meant for smal
 import random
 from collections.abc import Callable, Iterator, Sequence
 
+from pruning.allocation.budget import Space
+from pruning.allocation.selection import select
+from pruning.allocation.spread import settled
+from pruning.allocation.trial import Trial
 from pruning.allocators import uniform
-from pruning.budget import Space
 from pruning.methods.allocators import SearchParams
 from pruning.methods.entry import Params
 from pruning.plan import Widths
 from pruning.recipe import Method
 from pruning.registry import Problem, allocator
-from pruning.selection import select
-from pruning.spread import settled
-from pruning.trial import Trial
 
 Loss = Callable[[Widths, int], float]  # on the first so many sequences
 

@@ -8,11 +8,11 @@ they are averaged, and `a` stands for the strength.
 
 import math
 
-from pruning.influence import WHOLE
+from pruning.allocation.spread import both_kinds, proportional
 from pruning.methods.allocators import SigmoidParams
 from pruning.plan import Widths
 from pruning.registry import Problem
-from pruning.spread import both_kinds, proportional
+from pruning.statistics.influence import WHOLE
 
 
 def allocate(problem: Problem, params: SigmoidParams) -> Widths:

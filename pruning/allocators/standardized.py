@@ -7,11 +7,11 @@ averages them; here a criterion gives one score per KV group, and those are stan
 which the paper lacks, keep layers of few KV groups from losing them all.
 """
 
+from pruning.allocation.ranking import bundles, keep_best, standardized
+from pruning.allocation.spread import widths
 from pruning.methods.entry import Params
 from pruning.plan import Widths
-from pruning.ranking import bundles, keep_best, standardized
 from pruning.registry import Problem
-from pruning.spread import widths
 
 
 def allocate(problem: Problem, params: Params) -> Widths:

@@ -5,10 +5,10 @@ model compression", ICLR 2018 workshop, https://arxiv.org/abs/1710.01878.  Its r
 configs that any tool loads.
 """
 
+from pruning.allocation.spread import both_kinds, shifted, widths
 from pruning.methods.entry import Params
 from pruning.plan import Widths
 from pruning.registry import Problem
-from pruning.spread import both_kinds, shifted, widths
 
 
 def allocate(problem: Problem, params: Params) -> Widths:

@@ -11,9 +11,9 @@ layers before gave the same quality on the bundled model.
 import torch
 from torch import Tensor
 
-from pruning.grams import elimination
 from pruning.methods.criteria import ObsParams
 from pruning.registry import LayerScores, LayerView
+from pruning.statistics.grams import elimination
 from pruning.units import READERS, Kind, members
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from pruning.methods.recovery import ClosedFormParams
 from pruning.progress import Progress
 from pruning.registry import RecoveryContext
-from pruning.rewriting import WEIGHTS, rewrite
+from pruning.statistics.walk import Blocks, Passage, Reader, counted, refit_reader
 from pruning.units import KINDS, READERS, selections
-from pruning.walk import Blocks, Passage, Reader, counted, refit_reader
+from pruning.weights.rewriting import WEIGHTS, rewrite
 
 
 def recover(context: RecoveryContext, params: ClosedFormParams, progress: Progress) -> None:

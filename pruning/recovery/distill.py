@@ -10,10 +10,10 @@ from pruning.evaluation import load
 from pruning.methods.recovery import DistillParams
 from pruning.progress import Progress
 from pruning.registry import RecoveryContext
-from pruning.rewriting import rewrite
-from pruning.tensors import EMBEDDING, HEAD
 from pruning.training.fit import choose, fit
 from pruning.training.losses import distillation
+from pruning.weights.rewriting import rewrite
+from pruning.weights.tensors import EMBEDDING, HEAD
 
 
 def recover(context: RecoveryContext, params: DistillParams, progress: Progress) -> None:

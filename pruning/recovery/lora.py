@@ -8,10 +8,10 @@ from pruning.evaluation import load
 from pruning.methods.recovery import LoraParams
 from pruning.progress import Progress
 from pruning.registry import RecoveryContext
-from pruning.rewriting import rewrite
 from pruning.training.fit import fit
 from pruning.training.lora import merged, with_lora
 from pruning.training.losses import next_token
+from pruning.weights.rewriting import rewrite
 
 
 def recover(context: RecoveryContext, params: LoraParams, progress: Progress) -> None:

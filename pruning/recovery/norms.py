@@ -9,9 +9,9 @@ from pruning.evaluation import load
 from pruning.methods.recovery import TrainingParams
 from pruning.progress import Progress
 from pruning.registry import RecoveryContext
-from pruning.rewriting import rewrite
 from pruning.training.fit import choose, fit
 from pruning.training.losses import next_token
+from pruning.weights.rewriting import rewrite
 
 
 def recover(context: RecoveryContext, params: TrainingParams, progress: Progress) -> None:

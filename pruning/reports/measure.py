@@ -12,12 +12,11 @@ from pathlib import Path
 
 from pruning import evaluation
 from pruning.adapters.peft_format import EVALUATION
-from pruning.checkpoint import Checkpoint
 from pruning.evaluation import Example, Windows
 from pruning.geometry import Geometry
+from pruning.jobs.outputs import slim_base
 from pruning.methods import resolve
 from pruning.methods.entry import Kind, MethodEntry
-from pruning.outputs import slim_base
 from pruning.plan import Plan
 from pruning.progress import Progress, part
 from pruning.recipe import Method, PruneSpec, Recipe
@@ -33,6 +32,7 @@ from pruning.reports.report import (
     timings,
 )
 from pruning.text import load_tokenizer
+from pruning.weights.checkpoint import Checkpoint
 
 PACKAGES = ("graftwork", "torch", "transformers", "peft", "safetensors", "numpy")
 EARLIER_STAGES = ("schedule", "calibrate", "plan", "slice", "recover", "carry")

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from pruning.geometry import LINEARS, Geometry
-from pruning.tensors import block_of
 from pruning.units import KINDS, members
+from pruning.weights.tensors import block_of
 
 Key = tuple[int, str]  # layer, linear
 RANK = 8

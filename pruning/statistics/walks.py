@@ -10,7 +10,7 @@ from pruning.statistics import zeroth
 from pruning.statistics.gradients import Key, Saliency, SequenceWalk, add_saliency, entropy
 from pruning.statistics.lora import LoraWalk
 from pruning.statistics.relevance import RelevanceWalk, rules, target_logit
-from pruning.streaming import Objective, Stream, next_token_loss
+from pruning.statistics.streaming import Objective, Stream, next_token_loss
 
 Walk = Callable[[Stream, Progress], Mapping[Key, Any]]
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from pruning.geometry import LINEARS
 from pruning.progress import Progress
-from pruning.streaming import Stream
-from pruning.tensors import block_of
+from pruning.statistics.streaming import Stream
+from pruning.weights.tensors import block_of
 
 Key = tuple[int, str]  # layer, linear
 EPSILON = 1e-3

@@ -55,7 +55,7 @@ def serve(on_lifeline: bool) -> None:
 
 def worker(on_lifeline: bool) -> None:
     """Run pruning jobs until SIGTERM or Ctrl-C."""
-    from pruning.runner import Runner
+    from pruning.jobs.runner import Runner
     from pruning.worker import Workplace, run
     from service.catalog import Catalog
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from pruning.adapters.jobs import AdapterRecipe
-from pruning.kinds import ADAPTERS, PRUNING, Kind
+from pruning.jobs.kinds import ADAPTERS, PRUNING, Kind
 from pruning.recipe import Recipe
 from service.dependencies import JobsDep
 from service.errors import NotFound

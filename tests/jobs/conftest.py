@@ -98,7 +98,7 @@ STAGES = {name: stage(name) for name in NAMES}
 WORKER = """
 import sys
 from pathlib import Path
-from pruning.runner import Runner
+from pruning.jobs.runner import Runner
 from pruning.worker import Workplace, run
 from service.catalog import Catalog
 from held_pipeline import obey

@@ -3,7 +3,7 @@
 import pytest
 
 from pruning import artifacts
-from pruning.kinds import STAGES, stages_of
+from pruning.jobs.kinds import STAGES, stages_of
 from pruning.recipe import Recipe
 
 

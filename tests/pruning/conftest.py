@@ -18,13 +18,14 @@ from transformers import (
     Qwen3Config,
 )
 
-from pruning import budget, registry
-from pruning.blocks import remaining
+from pruning import registry
+from pruning.allocation import budget
+from pruning.allocation.blocks import remaining
 from pruning.geometry import Geometry
-from pruning.influence import WHOLE, Influence
 from pruning.plan import LayerPlan, Plan, Widths
 from pruning.recipe import Recipe
 from pruning.registry import LayerScores, Problem
+from pruning.statistics.influence import WHOLE, Influence
 from pruning.stats import Moments, Saliency, Statistics
 from pruning.units import KINDS, READERS, members
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pruning.checkpoint import Checkpoint
 from pruning.digest import file_digest, tree_digest
 from pruning.export import slim_config
 from pruning.lifting import lift
 from pruning.plan import Plan
 from pruning.slicing import slice_base
 from pruning.stats import Statistics
+from pruning.weights.checkpoint import Checkpoint
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "llama with biases"]
 

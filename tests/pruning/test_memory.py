@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
-from pruning.checkpoint import Checkpoint
 from pruning.geometry import Geometry
 from pruning.methods.entry import Statistic
 from pruning.stats import collect
-from pruning.tensors import expected
+from pruning.weights.checkpoint import Checkpoint
+from pruning.weights.tensors import expected
 
 NUM_LAYERS, LAYER_BYTES = 24, 4.4e6
 

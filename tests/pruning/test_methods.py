@@ -74,8 +74,6 @@ def test_unknown_methods_and_parameters_are_refused_with_the_choices(
 
 
 def test_what_the_gateway_checks_recipes_with_loads_no_torch():
-    script = (
-        "import sys, pruning.budget, pruning.export, pruning.methods; print('torch' in sys.modules)"
-    )
+    script = "import sys, pruning.allocation.budget, pruning.methods; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
 from pruning.geometry import LINEARS, Geometry
-from pruning.outputs import slim_base
+from pruning.jobs.outputs import slim_base
 from pruning.pipeline import STAGES
 from pruning.recipe import PruneSpec, Recipe
 from pruning.reports.report import Report

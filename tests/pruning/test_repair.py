@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from pruning.checkpoint import Checkpoint
 from pruning.methods.entry import Params
 from pruning.plan import Plan
 from pruning.recipe import PruneSpec, Recipe, Text
 from pruning.registry import RecoveryContext
 from pruning.repair import repair
 from pruning.stats import Statistics
+from pruning.weights.checkpoint import Checkpoint
 
 
 def quiet(fraction: float, message: str) -> None:

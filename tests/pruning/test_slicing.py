@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from pruning.checkpoint import Checkpoint
 from pruning.errors import InvalidInput
 from pruning.evaluation import load
 from pruning.export import slim_config
 from pruning.geometry import Geometry
 from pruning.plan import LayerPlan, Plan
-from pruning.safetensors_header import read_header
 from pruning.slicing import slice_base
 from pruning.stats import Statistics
+from pruning.weights.checkpoint import Checkpoint
+from pruning.weights.header import read_header
 
 DENSE_NAMES = ("llama", "mistral", "qwen2", "qwen3", "llama with biases", "mistral without window")
 Means = Callable[[int, int], Statistics]

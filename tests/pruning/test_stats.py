@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from pruning import streaming
-from pruning.checkpoint import Checkpoint
-from pruning.influence import WHOLE, Influence
+from pruning.statistics import streaming
+from pruning.statistics.influence import WHOLE, Influence
 from pruning.stats import Moments, Statistics, collect
+from pruning.weights.checkpoint import Checkpoint
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 

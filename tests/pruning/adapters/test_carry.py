@@ -18,7 +18,6 @@ from pruning.adapters import atoms
 from pruning.adapters.atoms import Adapter, Atoms
 from pruning.adapters.carry import Cut, carry, lift, project
 from pruning.adapters.peft_format import read_adapter
-from pruning.checkpoint import Checkpoint
 from pruning.errors import InvalidInput
 from pruning.evaluation import load
 from pruning.export import slim_config
@@ -26,6 +25,7 @@ from pruning.geometry import LINEARS, Geometry
 from pruning.plan import LayerPlan, Plan
 from pruning.slicing import slice_base
 from pruning.stats import Statistics
+from pruning.weights.checkpoint import Checkpoint
 
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": list(LINEARS)}
 

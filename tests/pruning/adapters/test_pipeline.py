@@ -23,13 +23,13 @@ from pruning.adapters.jobs import (
 )
 from pruning.adapters.peft_format import read_adapter
 from pruning.adapters.pipeline import run
-from pruning.checkpoint import Checkpoint
 from pruning.errors import InvalidInput
 from pruning.export import slim_config
 from pruning.geometry import Geometry
 from pruning.plan import LayerPlan, Plan
 from pruning.slicing import slice_base
 from pruning.stats import Statistics
+from pruning.weights.checkpoint import Checkpoint
 
 DEMO = Path(__file__).parents[3] / "deploy" / "demo"
 TASKS = ("e2e_nlg", "wikisql")

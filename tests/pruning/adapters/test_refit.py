@@ -14,18 +14,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from pruning import budget
 from pruning.adapters.algebra import Bag
 from pruning.adapters.refit import OwnText, closest
-from pruning.checkpoint import Checkpoint
+from pruning.allocation import budget
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
 from pruning.geometry import LINEARS
-from pruning.grams import Gram
 from pruning.pipeline import STAGES
 from pruning.recipe import PruneSpec, Recipe
+from pruning.statistics.grams import Gram
+from pruning.statistics.walk import Reader
 from pruning.text import load_tokenizer
-from pruning.walk import Reader
+from pruning.weights.checkpoint import Checkpoint
 
 TEXT = "".join(f"Sentence {i} is about the number {i * i}.\n" for i in range(60))
 ROWS = "".join(f'{{"prompt": "{i} and {i} is", "completion": " {2 * i}."}}\n' for i in range(40))

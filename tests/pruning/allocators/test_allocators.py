@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruning import budget
+from pruning.allocation import budget
+from pruning.allocation.spread import proportional, settled, shifted
 from pruning.allocators import erk, outlier, pq_index
 from pruning.geometry import ATTENTION_LINEARS, MLP_LINEARS, Geometry, Layer
-from pruning.influence import WHOLE, Influence
 from pruning.methods.allocators import PqIndexParams
 from pruning.plan import Widths
 from pruning.recipe import Recipe
 from pruning.registry import LayerScores, Problem
-from pruning.spread import proportional, settled, shifted
+from pruning.statistics.influence import WHOLE, Influence
 from pruning.stats import Saliency
 
 # four layers of ten FFN channels, 24 parameters each; two KV groups, 64 parameters each

@@ -11,20 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pruning import budget, targets
+from pruning.allocation import budget, targets
+from pruning.allocation.budget import Space
+from pruning.allocation.selection import select
+from pruning.allocation.spread import settled
+from pruning.allocation.trial import Trial
 from pruning.allocators import rate_distortion, search
 from pruning.allocators.rate_distortion import cheapest
-from pruning.budget import Space
-from pruning.checkpoint import Checkpoint
 from pruning.errors import InvalidInput
 from pruning.geometry import Geometry, Layer
 from pruning.methods.allocators import SearchParams
 from pruning.plan import Widths
 from pruning.recipe import Recipe
 from pruning.registry import Problem
-from pruning.selection import select
-from pruning.spread import settled
-from pruning.trial import Trial
+from pruning.weights.checkpoint import Checkpoint
 
 GEOMETRY = Geometry("llama", 512, 256, 32, True, False, (Layer(8, 4, 640),) * 6)
 TEXT = {"file": "file-1"}

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from pruning import budget
-from pruning.checkpoint import Checkpoint
+from pruning.allocation import budget
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
 from pruning.export import slim_config
@@ -25,6 +24,7 @@ from pruning.recovery.closed_form import recover
 from pruning.registry import RecoveryContext
 from pruning.slicing import slice_base
 from pruning.stats import collect
+from pruning.weights.checkpoint import Checkpoint
 
 PARAMS = ClosedFormParams()
 

@@ -21,9 +21,9 @@ from pruning.methods.recovery import LoraParams
 from pruning.pipeline import STAGES
 from pruning.recipe import PruneSpec, Recipe
 from pruning.reports.report import Report
-from pruning.rewriting import rewrite
 from pruning.training.data import training_split
 from pruning.training.lora import merged, with_lora
+from pruning.weights.rewriting import rewrite
 
 TRAINED = ("distill", "lora", "lora_distill", "norms")
 TEXT = "".join(f"Sentence {i} is about the number {i * i}.\n" for i in range(60))
@@ -216,7 +216,7 @@ def test_killed_in_the_middle_of_training_the_stage_makes_the_same_bytes(spec: A
     assert moved(work)
 
     (work / "spec.json").write_text(asked.model_dump_json())
-    command = [sys.executable, "-m", "pruning.stage", "recover", str(work)]
+    command = [sys.executable, "-m", "pruning.jobs.stage", "recover", str(work)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as stage:
         assert stage.stdout is not None
         said = [json.loads(stage.stdout.readline())["message"] for _ in range(8)]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from pruning import streaming
-from pruning.checkpoint import Checkpoint
+from pruning.statistics import streaming
 from pruning.stats import Statistics, collect
+from pruning.weights.checkpoint import Checkpoint
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pruning.checkpoint import Checkpoint
 from pruning.geometry import LINEARS
 from pruning.statistics.lora import RANK, LoraWalk
-from pruning.streaming import Stream
-from pruning.tensors import block_of
+from pruning.statistics.streaming import Stream
+from pruning.weights.checkpoint import Checkpoint
+from pruning.weights.tensors import block_of
 
 
 def nothing(*_: object) -> None:

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruning.checkpoint import Checkpoint
 from pruning.geometry import LINEARS
 from pruning.statistics import zeroth
+from pruning.statistics.streaming import Stream
 from pruning.statistics.zeroth import EPSILON, NOISES, ZerothOrder
-from pruning.streaming import Stream
-from pruning.tensors import block_of
+from pruning.weights.checkpoint import Checkpoint
+from pruning.weights.tensors import block_of
 
 
 def nothing(*_: object) -> None:

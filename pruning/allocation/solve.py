@@ -4,15 +4,15 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from pruning import budget
-from pruning.blocks import remaining
-from pruning.checkpoint import Checkpoint
+from pruning.allocation import budget
+from pruning.allocation.blocks import remaining
+from pruning.allocation.selection import select
 from pruning.plan import Plan
 from pruning.progress import Progress
 from pruning.recipe import Recipe
 from pruning.registry import LayerScores, Problem, allocator, criterion
-from pruning.selection import select
 from pruning.stats import Statistics
+from pruning.weights.checkpoint import Checkpoint
 
 
 def problem(

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pruning import grams
 from pruning.errors import InvalidInput
-from pruning.grams import Gram, StoredGrams, channels_of, elimination, refit
+from pruning.statistics import grams
+from pruning.statistics.grams import Gram, StoredGrams, channels_of, elimination, refit
 
 TINY = 1e-12  # damping that changes nothing here
 

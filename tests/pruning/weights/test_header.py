@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from pruning.errors import InvalidInput
-from pruning.safetensors_header import HEADER_LIMIT, TensorInfo, read_header
+from pruning.weights.header import HEADER_LIMIT, TensorInfo, read_header
 
 GOOD = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from pruning.checkpoint import Checkpoint
 from pruning.plan import Plan
 from pruning.stats import Statistics
 from pruning.units import BLOCKS, KINDS, READERS, Kind, kept, members
+from pruning.weights.checkpoint import Checkpoint
 
 BATCH_TOKENS = 4096
 

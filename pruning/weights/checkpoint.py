@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pruning.errors import InvalidInput
 from pruning.geometry import SLIM_PREFIX, Geometry
-from pruning.safetensors_header import TensorInfo, read_header
-from pruning.safetensors_writer import DTYPES
-from pruning.tensors import EMBEDDING, HEAD
+from pruning.weights.header import TensorInfo, read_header
+from pruning.weights.tensors import EMBEDDING, HEAD
+from pruning.weights.writer import DTYPES
 
 
 class Checkpoint:

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pruning.job import JobFailed
-from pruning.kinds import PRUNING, Kind
+from pruning.jobs.job import JobFailed
+from pruning.jobs.kinds import PRUNING, Kind
+from pruning.jobs.stage import INVALID_INPUT
 from pruning.progress import Progress
-from pruning.stage import INVALID_INPUT
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Runner:
 
     def _command(self, stage: str, work: Path) -> list[str]:
         options = ["--kind", self.kind, "--pipeline", self.pipeline, "--parent", str(os.getpid())]
-        return [sys.executable, "-m", "pruning.stage", stage, str(work), *options]
+        return [sys.executable, "-m", "pruning.jobs.stage", stage, str(work), *options]
 
     def _environment(self) -> dict[str, str]:
         environment = {

@@ -4,13 +4,14 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from pruning import methods, targets
+from pruning import methods
+from pruning.allocation import targets
+from pruning.allocation.targets import Costs
 from pruning.errors import InvalidInput
 from pruning.export import stock_family
 from pruning.geometry import Geometry
 from pruning.methods.entry import Params
 from pruning.recipe import Recipe, Size
-from pruning.targets import Costs
 
 Counts = Mapping[int, tuple[int, ...]]  # layer → how many units it may keep, widest first
 

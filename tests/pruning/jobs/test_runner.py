@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pruning.job import JobFailed
+from pruning.jobs.job import JobFailed
+from pruning.jobs.runner import Cancelled, Runner
 from pruning.recipe import PruneSpec, Recipe, Text
-from pruning.runner import Cancelled, Runner
 
 PIPELINE = """
 import json, os, subprocess, sys, time
@@ -138,7 +138,7 @@ def test_an_unknown_stage_is_our_bug_and_says_no_more_than_that(run):
 
 
 def test_a_stage_whose_worker_is_gone_already_does_not_begin(work):
-    command = [sys.executable, "-m", "pruning.stage", "once", str(work)]
+    command = [sys.executable, "-m", "pruning.jobs.stage", "once", str(work)]
     options = ["--pipeline", "small_pipeline", "--parent", str(os.getpid() + 1)]
     stage = subprocess.run([*command, *options], capture_output=True, text=True)
     assert (stage.returncode, "worker is gone" in stage.stderr) == (1, True)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModel
 
-from pruning.checkpoint import Checkpoint
 from pruning.progress import Progress
-from pruning.tensors import EMBEDDING, FINAL_NORM
+from pruning.weights.checkpoint import Checkpoint
+from pruning.weights.tensors import EMBEDDING, FINAL_NORM
 
 BATCH_TOKENS = 4096  # run through a layer at a time
 HEAD_TOKENS = 512  # logits are the widest thing there is

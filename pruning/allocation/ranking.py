@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from pruning.budget import Counts
+from pruning.allocation.budget import Counts
 
 
 @dataclass(frozen=True, order=True)

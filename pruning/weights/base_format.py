@@ -7,8 +7,8 @@ from typing import Any
 from pruning.adapters.peft_format import PICKLES
 from pruning.errors import InvalidInput
 from pruning.geometry import Geometry
-from pruning.safetensors_header import FLOATS, TensorInfo, read_header
-from pruning.tensors import expected
+from pruning.weights.header import FLOATS, TensorInfo, read_header
+from pruning.weights.tensors import expected
 
 _INDEX = "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pruning.safetensors_header import TensorInfo, read_header
-from pruning.safetensors_writer import DTYPES, Entry, write
+from pruning.weights.header import TensorInfo, read_header
+from pruning.weights.writer import DTYPES, Entry, write
 
 WEIGHTS = "model.safetensors"
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pruning import evaluation, trial
-from pruning.checkpoint import Checkpoint
+from pruning import evaluation
+from pruning.allocation import trial
+from pruning.allocation.trial import Trial
 from pruning.export import slim_config
 from pruning.plan import Plan
 from pruning.slicing import slice_base
 from pruning.stats import Statistics
-from pruning.trial import Trial
+from pruning.weights.checkpoint import Checkpoint
 
 
 def sliced(base: Path, plan: Plan, statistics: Statistics, directory: Path) -> Path:

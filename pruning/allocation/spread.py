@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from pruning.budget import Counts, Space
+from pruning.allocation.budget import Counts, Space
 from pruning.plan import Widths
 
 Wish = Callable[[int, float], float]  # layer, level → units that it should keep, rising in level

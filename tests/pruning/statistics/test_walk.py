@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from pruning import streaming
-from pruning.checkpoint import Checkpoint
-from pruning.grams import Gram, StoredGrams
+from pruning.statistics import streaming
+from pruning.statistics.grams import Gram, StoredGrams
+from pruning.statistics.walk import Blocks, Passage, Reader, counted, dense_grams, refit_reader
 from pruning.units import BLOCKS, KINDS, READERS
-from pruning.walk import Blocks, Passage, Reader, counted, dense_grams, refit_reader
+from pruning.weights.checkpoint import Checkpoint
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "llama with biases")
 

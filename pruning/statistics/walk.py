@@ -16,12 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.checkpoint import Checkpoint
-from pruning.grams import Gram, StoredGrams, refit
 from pruning.progress import Progress
-from pruning.streaming import mapped, one_layer_body, return_freed_memory, rows_of, slices
-from pruning.tensors import EMBEDDING
+from pruning.statistics.grams import Gram, StoredGrams, refit
+from pruning.statistics.streaming import (
+    mapped,
+    one_layer_body,
+    return_freed_memory,
+    rows_of,
+    slices,
+)
 from pruning.units import BLOCKS, KINDS, READERS, Kind
+from pruning.weights.checkpoint import Checkpoint
+from pruning.weights.tensors import EMBEDDING
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One stage of a job in a process of its own: `python -m pruning.stage STAGE WORK`.
+"""One stage of a job in a process of its own: `python -m pruning.jobs.stage STAGE WORK`.
 
 Reads WORK/spec.json, writes WORK/STAGE/ and reports on stdout, one JSON object a line: progress,
 in the end its peak memory, or the error of a bad input (exit status 2).  Whatever else is printed
@@ -20,8 +20,8 @@ from typing import Any, TextIO
 from pruning.artifacts import Parents, seal
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
-from pruning.kinds import KINDS, PRUNING
-from pruning.outputs import slim_base
+from pruning.jobs.kinds import KINDS, PRUNING
+from pruning.jobs.outputs import slim_base
 from pruning.progress import Progress
 from pruning.recipe import PruneSpec
 
@@ -62,7 +62,7 @@ def run(stage: str, work: Path, kind: str, pipeline: str, progress: Progress) ->
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m pruning.stage", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pruning.jobs.stage", description=__doc__)
     parser.add_argument("stage")
     parser.add_argument("work", type=Path)
     parser.add_argument("--kind", default=PRUNING.workflow, help="of the job")

@@ -9,14 +9,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pruning import budget, methods, targets
+from pruning import methods
+from pruning.allocation import budget, targets
+from pruning.allocation.selection import select
+from pruning.allocation.targets import Costs
 from pruning.errors import InvalidInput
 from pruning.geometry import Geometry, Layer
 from pruning.plan import Widths
 from pruning.recipe import Recipe
 from pruning.registry import LayerScores, Problem
-from pruning.selection import select
-from pruning.targets import Costs
 
 WHOLE_BASE = ("rate_distortion", "search")  # they run it; see allocators/test_trial.py
 NUM_LAYERS, GROUPS, WIDTH = 6, 4, 640
