@@ -7,10 +7,10 @@ import json
 import sys
 from pathlib import Path
 
-from pruning.checkpoint import Checkpoint
 from pruning.evaluation import completion_loss, load, perplexity, rows, windows, with_adapter
 from pruning.recipe import Text
 from pruning.text import load_tokenizer
+from pruning.weights.checkpoint import Checkpoint
 
 EVERY_WINDOW = Text(file="wikitext-2", sequences=65536, length=256)
 LONGEST = 256
