@@ -46,7 +46,35 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self._compositions = Counter(
+            "graftwork_composition_requests",
+            "Requests for a composition by where it was found: engine, shared (a load that another "
+            "request had begun), disk, or none (it was built).",
+            ("tier",),
+            registry=self.registry,
+        )
+        self._composition_seconds = Histogram(
+            "graftwork_composition_load_seconds",
+            "Time until a composition that no engine had was loaded.",
+            ("tier",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._evictions = Counter(
+            "graftwork_composition_evictions",
+            "Compositions let go to make room.",
+            registry=self.registry,
+        )
         self._models: set[str] = set()
+
+    def observe_composition(self, tier: str, seconds: float | None = None) -> None:
+        """Count a request for a composition, and how long the load took that it caused."""
+        self._compositions.labels(tier).inc()
+        if seconds is not None:
+            self._composition_seconds.labels(tier).observe(seconds)
+
+    def observe_eviction(self) -> None:
+        self._evictions.inc()
 
     def observe_request(self, route: str, status: int, model: str, seconds: float) -> None:
         """Count an answered request; `model` is empty where none is concerned."""

@@ -65,6 +65,14 @@ def get_adapter(id: str, catalog: CatalogDep) -> AdapterObject:
     return AdapterObject.of(catalog.adapter(*split(id)))
 
 
+@router.put("/{id}", openapi_extra=openapi_body())
+async def replace_adapter(
+    id: str, submission: SubmissionDep, adapters: AdaptersDep
+) -> AdapterObject:
+    """Give an adapter other content: what is asked from now on is answered by it."""
+    return AdapterObject.of(await adapters.replace(*split(id), submission))
+
+
 @router.delete("/{id}")
 async def delete_adapter(id: str, adapters: AdaptersDep) -> Deleted:
     """Unload an adapter and forget it."""
