@@ -100,7 +100,7 @@ class Adapters:
                 raise
 
     async def _drop(self, adapter: Adapter) -> None:
-        """Unload content that its name stands for no more; remove it unless somebody else has it."""
+        """Unload what a name no longer stands for; remove it unless something else refers to it."""
         await self._composer.forget(adapter)
         try:
             await self._engines.get(adapter.base).unload_adapter(adapter.engine_name)

@@ -53,6 +53,7 @@ class Composer:
         self._store = CompositionStore(settings)
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()  # least recently used first
         self._pinned: frozenset[_Key] = frozenset()
+        metrics.watch_compositions(lambda: len(self._entries), lambda: self._store.bytes)
 
     @contextlib.asynccontextmanager
     async def hold(self, engine: Engine, model: Model) -> AsyncIterator[None]:
@@ -94,13 +95,6 @@ class Composer:
             except (GraftworkError, OSError) as error:
                 _log.warning("a pinned composition is not loaded", error=str(error))
             await asyncio.sleep(_WARM_SECONDS)
-
-    def figures(self) -> dict[str, float]:
-        """What the cache holds, by the names of its metrics."""
-        return {
-            "graftwork_compositions_loaded": len(self._entries),
-            "graftwork_composition_bytes": self._store.bytes,
-        }
 
     async def _warm(self, ids: Iterable[str]) -> None:
         models = [await anyio.to_thread.run_sync(compose, self._catalog, id) for id in ids]

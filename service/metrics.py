@@ -1,7 +1,7 @@
 """Prometheus metrics: the gateway's own, and those of every engine under the name of its base."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import anyio.to_thread
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -66,6 +66,14 @@ class Metrics:
             registry=self.registry,
         )
         self._models: set[str] = set()
+
+    def watch_compositions(self, loaded: Callable[[], int], size: Callable[[], int]) -> None:
+        """Show how many compositions engines hold, and the bytes of those that were built."""
+        for name, text, value in (
+            ("graftwork_compositions_loaded", "Compositions that engines hold.", loaded),
+            ("graftwork_composition_bytes", "Adapters built for compositions, on disk.", size),
+        ):
+            Gauge(name, text, registry=self.registry).set_function(value)
 
     def observe_composition(self, tier: str, seconds: float | None = None) -> None:
         """Count a request for a composition, and how long the load took that it caused."""
