@@ -11,10 +11,11 @@ import anyio.to_thread
 from pruning.adapters.peft_format import FILES, AdapterInfo, check_files, check_names, read_adapter
 from pruning.errors import InvalidInput
 from service import content
-from service.catalog import Adapter, Catalog
+from service.catalog import Catalog
 from service.composer import Composer
 from service.engines import Engines
 from service.errors import EngineUnavailable, NotFound
+from service.records import Adapter
 from service.settings import Settings
 
 

@@ -4,8 +4,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,82 +14,14 @@ from pruning.adapters.jobs import AdapterSpec
 from pruning.adapters.peft_format import read_adapter
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
-from pruning.geometry import Geometry
 from pruning.recipe import Method, PruneSpec
 from service import schema
 from service.composition import Composition, Part
 from service.database import connect
 from service.errors import Conflict, NotFound
+from service.records import Adapter, Base, File, NamedComposition
 
 _WRITER_LOCK = 0x67726166  # key of the PostgreSQL advisory lock that writers hold
-
-
-@dataclass(frozen=True)
-class Base:
-    """A servable directory under a name; `parent` and `artifact` tell a slim base's origin."""
-
-    name: str
-    path: Path
-    digest: str
-    config: Mapping[str, Any]
-    parent: str | None
-    artifact: str | None
-    serve: bool
-    created: int
-
-    @cached_property
-    def geometry(self) -> Geometry:
-        return Geometry.from_config(self.config)
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A LoRA adapter of one base; its content never changes under its digest."""
-
-    base: str
-    name: str
-    digest: str
-    path: Path
-    rank: int
-    created: int
-
-    @property
-    def model(self) -> str:
-        """What requests put in their `model` field."""
-        return f"{self.base}+{self.name}"
-
-    @property
-    def engine_name(self) -> str:
-        """The name inside the engine: a new one for each content."""
-        return f"{self.model}@{self.digest[:12]}"
-
-
-@dataclass(frozen=True)
-class NamedComposition:
-    """A composition under a name of its own; `pinned` ones stay loaded."""
-
-    name: str
-    composition: Composition
-    pinned: bool
-    created: int
-
-    @property
-    def model(self) -> str:
-        """What requests put in their `model` field."""
-        return f"{self.composition.base}+{self.name}"
-
-
-@dataclass(frozen=True)
-class File:
-    """An uploaded text."""
-
-    id: str
-    digest: str
-    path: Path
-    filename: str
-    purpose: str
-    bytes: int
-    created: int
 
 
 class Catalog:

@@ -19,12 +19,13 @@ import anyio.to_thread
 import structlog
 
 from pruning.errors import InvalidInput
-from service.catalog import Adapter, Catalog
+from service.catalog import Catalog
 from service.composition_store import CompositionStore
 from service.engines import Engine, Engines
 from service.errors import EngineUnavailable, GraftworkError, NotFound
 from service.metrics import Metrics
 from service.models import Composed, Model, compose
+from service.records import Adapter
 from service.settings import Settings
 
 _WARM_SECONDS = 1.0  # between looks for pinned compositions that are not loaded

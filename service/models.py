@@ -8,10 +8,11 @@ import re
 from dataclasses import dataclass
 
 from pruning.errors import InvalidInput
-from service.catalog import Adapter, Base, Catalog, NamedComposition
+from service.catalog import Catalog
 from service.composition import Composition, spelled
 from service.composition import requested as beside
 from service.errors import ModelNotFound, NotFound
+from service.records import Adapter, Base, NamedComposition
 
 _ID = re.compile(r"(?P<base>[^+@:]+)(\+(?P<name>[^+@:]+)(@(?P<digest>[0-9a-f]{12}))?)?")
 

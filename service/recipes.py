@@ -16,8 +16,9 @@ from pruning.adapters.jobs import (
 from pruning.allocation import budget
 from pruning.errors import InvalidInput
 from pruning.recipe import PruneSpec, Recipe, Text
-from service.catalog import Base, Catalog
+from service.catalog import Catalog
 from service.errors import Conflict, NotFound
+from service.records import Base
 
 Found = TypeVar("Found")
 

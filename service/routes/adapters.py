@@ -5,9 +5,9 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from service.catalog import Adapter
 from service.dependencies import AdaptersDep, CatalogDep
 from service.models import split
+from service.records import Adapter
 from service.submissions import SubmissionDep, openapi_body
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])

@@ -6,10 +6,10 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from pruning.recipe import Method, Name
-from service.catalog import NamedComposition
 from service.composition import EXACT, MOST_PARTS, MOST_WEIGHT, Composition, Part
 from service.dependencies import CatalogDep
 from service.models import split
+from service.records import NamedComposition
 
 router = APIRouter(prefix="/v1/compositions", tags=["compositions"])
 
