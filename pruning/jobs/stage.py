@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pruning.artifacts import Parents, seal
-from pruning.digest import tree_digest
+from pruning.digest import file_digest, tree_digest
 from pruning.errors import InvalidInput
 from pruning.jobs.kinds import KINDS, PRUNING
 from pruning.jobs.outputs import slim_base
@@ -46,6 +46,7 @@ def assemble(spec: PruneSpec, work: Path, progress: Progress) -> None:
     parents = Parents(
         base=tree_digest(spec.base),
         adapters={name: tree_digest(path) for name, path in spec.adapters.items()},
+        texts={place: file_digest(path) for place, path in spec.parts.items()},
     )
     seal(draft, spec.recipe, parents)
 

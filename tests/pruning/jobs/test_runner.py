@@ -47,7 +47,7 @@ STAGES = {f.__name__: f for f in (large, threads, family, orphan, once)}
 def work(tmp_path, monkeypatch):
     """A job's directory; a pipeline of small stages can be imported."""
     (tmp_path / "small_pipeline.py").write_text(PIPELINE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     work = tmp_path / "work"
     work.mkdir()
     text = Text(file="file-1")
