@@ -59,7 +59,7 @@ def calibrate(
     """
     assert spec.recipe.fleet is not None
     weights = _weights(spec, spec.recipe.fleet)
-    destination.mkdir()
+    destination.mkdir(exist_ok=True)
     for number, name in enumerate(weights):
         tenant = Tenant(spec.base, spec.adapters[name], name)
         ids_ST = _ids(spec, spec.recipe.fleet, name)
@@ -69,19 +69,24 @@ def calibrate(
 
 
 def scores(
-    spec: PruneSpec, own: Statistics, calibrated: Path, progress: Progress
+    spec: PruneSpec, own: Statistics, calibrated: Path, state: Path, progress: Progress
 ) -> list[LayerScores]:
-    """The scores of the whole fleet, from the base's own statistics and what `calibrate` wrote."""
+    """The scores of the whole fleet, from the base's own statistics and what `calibrate` wrote.
+
+    Scores found in the directory `state` stand.
+    """
     fleet, recipe = spec.recipe.fleet, spec.recipe
     assert fleet is not None
     weights = _weights(spec, fleet)
     count = len(weights) + 1
     steps = [part(progress, n / count, (n + 1) / count) for n in range(count)]
-    tenants = [(fleet.base_weight, score_layers(Checkpoint(spec.base), own, recipe, steps[0]))]
+    scored = score_layers(Checkpoint(spec.base), own, recipe, steps[0], state / "base")
+    tenants = [(fleet.base_weight, scored)]
     for (name, weight), step in zip(weights.items(), steps[1:], strict=True):
         tenant = Tenant(spec.base, spec.adapters[name], name)
         statistics = Statistics.load(calibrated / f"{name}.safetensors")
-        tenants.append((weight, score_layers(tenant, statistics, recipe, step)))
+        scored = score_layers(tenant, statistics, recipe, step, state / "adapters" / name)
+        tenants.append((weight, scored))
     entry, _ = resolve("criterion", recipe.criterion)
     weighty = [(weight, scores) for weight, scores in tenants if weight]
     return combine(weighty, fleet.combine, entry.comparable)

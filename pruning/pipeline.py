@@ -1,7 +1,8 @@
 """The whole method on one page: a dense base and its adapters in, slim ones and a report out.
 
 Each stage reads what earlier ones wrote below the job's work directory and writes WORK/STAGE/.
-Same spec, same bytes (reports aside, which tell times); a stage may be run again at any time.
+Same spec, same bytes (reports aside, which tell times); a stage may be run again at any time, and
+takes up what a killed attempt left in WORK/STAGE.state/.
 """
 
 import os
@@ -23,6 +24,7 @@ from pruning.export import slim_config
 from pruning.geometry import Geometry
 from pruning.importance import score_layers
 from pruning.jobs.outputs import base_to_cut, slim_base
+from pruning.jobs.resuming import kept_in
 from pruning.methods import resolve
 from pruning.methods.entry import Statistic
 from pruning.plan import Plan
@@ -53,34 +55,38 @@ def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     out = _begin(work, "calibrate")
     recipe, checkpoint = spec.recipe, Checkpoint(base_to_cut(spec, work))
     _check(spec, checkpoint)
+    draft = _kept(spec, work, "calibrate")
     entry, params = resolve("criterion", recipe.criterion)
     means: set[Statistic] = {"input_moments"} if recipe.bias_compensation else set()
     repairs = (resolve("recovery", method)[0].needs for method in recipe.recovery)
     spread = resolve("allocator", recipe.allocator)[0].needs
     needs = means.union(entry.needs, params.needs, spread, *repairs)
     own = part(progress, 0, 1 / (1 + len(spec.adapters))) if recipe.fleet else progress
-    path, ids_ST = out / "statistics.safetensors", _calibration_ids(spec)
+    path, ids_ST = draft / "statistics.safetensors", _calibration_ids(spec)
     collect_into(path, checkpoint, ids_ST, needs, recipe.sink_tokens, own)
     if recipe.fleet:
         rest = part(progress, 1 / (1 + len(spec.adapters)), 1)
-        fleet.calibrate(spec, entry.needs | params.needs, out / "fleet", rest)
+        fleet.calibrate(spec, entry.needs | params.needs, draft / "fleet", rest)
+    draft.rename(out)
+    shutil.rmtree(draft.parent)
 
 
 def plan(spec: PruneSpec, work: Path, progress: Progress) -> None:
     """Score every unit, decide how many each layer keeps, and take the best."""
     out = _begin(work, "plan")
     recipe, checkpoint = spec.recipe, Checkpoint(base_to_cut(spec, work))
-    statistics = _statistics(work)
+    statistics, state = _statistics(work), _kept(spec, work, "plan")
     scoring, deciding = part(progress, 0, 0.5), part(progress, 0.5, 1)
     if recipe.fleet:
         calibrated = work / "calibrate" / "fleet"
-        scores = fleet.scores(spec, statistics, calibrated, scoring)
+        scores = fleet.scores(spec, statistics, calibrated, state, scoring)
     else:
-        scores = score_layers(checkpoint, statistics, recipe, scoring)
+        scores = score_layers(checkpoint, statistics, recipe, scoring, state)
     ids = partial(_calibration_ids, spec)
     chosen = solve(problem(checkpoint, recipe, scores, statistics, ids, deciding))
     slim_config(checkpoint.config, chosen, recipe.export)  # refuse an impossible export here
     (out / "plan.json").write_text(chosen.model_dump_json() + "\n")
+    shutil.rmtree(state.parent)
 
 
 def slice_(spec: PruneSpec, work: Path, progress: Progress) -> None:
@@ -153,6 +159,11 @@ def _begin(work: Path, stage: str) -> Path:
     shutil.rmtree(work / stage, ignore_errors=True)
     (work / stage).mkdir()
     return work / stage
+
+
+def _kept(spec: PruneSpec, work: Path, stage: str) -> Path:
+    """A directory for what a killed attempt at the stage leaves to the next."""
+    return kept_in(work / f"{stage}.state", spec=spec.model_dump_json())
 
 
 def _check(spec: PruneSpec, checkpoint: Checkpoint) -> None:

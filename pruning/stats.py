@@ -2,6 +2,7 @@
 
 # Shape suffixes:  N = tokens,  C = channels of a linear's input or of its unit axis.
 
+import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -149,14 +150,24 @@ def collect_into(
     sink_tokens: int,
     progress: Progress,
 ) -> None:
-    """Collect what `needs` names for `Statistics.load(path)`; Grams get a directory beside it."""
-    grams = {"input_grams"}.intersection(needs)
-    share = part(progress, 0, 0.5) if grams else progress
-    collect(checkpoint, ids_ST, set(needs) - grams, path.parent, share).save(path)
-    if grams:
-        with TemporaryDirectory(dir=path.parent) as states:
-            passage = Passage(checkpoint, ids_ST, counted(ids_ST, sink_tokens), Path(states))
-            dense_grams(passage, checkpoint, path.with_suffix(GRAMS), part(progress, 0.5, 1))
+    """Collect what `needs` names for `Statistics.load(path)`; Grams get a directory beside it.
+
+    What a killed attempt left there is taken up: of Grams, which take the longest, one layer's are
+    made again.
+    """
+    states = path.with_suffix(".states")
+    if not path.exists():
+        grams = {"input_grams"}.intersection(needs)
+        share = part(progress, 0, 0.5) if grams else progress
+        if grams:
+            passage = Passage(checkpoint, ids_ST, counted(ids_ST, sink_tokens), states)
+            dense_grams(passage, checkpoint, path.with_suffix(GRAMS), share)
+            share = part(progress, 0.5, 1)
+        draft = path.with_suffix(".draft")
+        states.mkdir(exist_ok=True)
+        collect(checkpoint, ids_ST, set(needs) - grams, states, share).save(draft)
+        draft.rename(path)
+    shutil.rmtree(states, ignore_errors=True)
 
 
 def collect(
