@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pruning import fleet
 from pruning.adapters.carry import Cut, carry
-from pruning.adapters.refit import carry_refit
+from pruning.adapters.carrying import carry_all
 from pruning.allocation import budget
 from pruning.allocation.solve import problem, solve
 from pruning.approach import approach, share_of, targets_of
@@ -36,7 +36,6 @@ from pruning.slicing import slice_base
 from pruning.stats import Statistics, collect_into
 from pruning.text import calibration_ids, check_length, load_tokenizer
 from pruning.weights.checkpoint import Checkpoint
-from pruning.weights.rewriting import WEIGHTS
 
 Stage = Callable[[PruneSpec, Path, Progress], None]
 
@@ -117,9 +116,9 @@ def carry_(spec: PruneSpec, work: Path, progress: Progress) -> None:
     checkpoint, chosen = Checkpoint(spec.base), _plan(work)
     slim = Geometry.from_config(slim_config(checkpoint.config, chosen, spec.recipe.export))
     cut = Cut(checkpoint.geometry, chosen, slim, spec.recipe.name)
-    if spec.recipe.carry == "refit" and spec.adapters:
-        weights = slim_base(spec, work) / WEIGHTS
-        carry_refit(spec, checkpoint, cut, weights, _calibration_ids(spec), out, progress)
+    if spec.adapters and (spec.recipe.carry == "refit" or spec.recipe.carry_distill):
+        base, ids_ST = slim_base(spec, work), _calibration_ids(spec)
+        carry_all(spec, cut, base, ids_ST, out / "adapters", work / "carry.state", progress)
         return
     for done, (name, source) in enumerate(sorted(spec.adapters.items())):
         progress(done / len(spec.adapters), f"carrying {name}")

@@ -96,7 +96,18 @@ def refit(
     """
     weight_HC = weight_HC.to(gram_CC)
     anchor_HK = weight_HC[:, kept_K] if anchor_HK is None else anchor_HK.to(gram_CC)
-    return _fit(weight_HC, gram_CC, kept_K, anchor_HK, _ridge(gram_CC, damping))[0].T
+    goals_HK, gram_KK = weight_HC @ gram_CC[:, kept_K], gram_CC[kept_K][:, kept_K]
+    return _fit(goals_HK, gram_KK, anchor_HK, _ridge(gram_CC, damping))[0].T
+
+
+def regression(goals_HK: Tensor, gram_KK: Tensor, damping: float, anchor_HK: Tensor) -> Tensor:
+    """The weights that come closest to goals y of any origin, from G = Σ y xᵀ and H; (H, K).
+
+    W = (G + λ A)(H + λ I)⁻¹ minimises Σ ‖y − W x‖² + λ ‖W − A‖², λ as in `refit`.
+    """
+    anchor_HK = anchor_HK.to(gram_KK)
+    ridge = _ridge(gram_KK, damping)
+    return _fit(goals_HK.to(gram_KK), gram_KK.clone(), anchor_HK, ridge)[0].T
 
 
 def elimination(
@@ -142,8 +153,8 @@ def _rises(
 ) -> Tensor:
     """How much the error rises when one of the units that are left leaves; (units left,)."""
     kept_K = channels_of(left_U, channels)
-    anchor_HK = weight_HC[:, kept_K]
-    fitted_KH, factor_KK = _fit(weight_HC, gram_CC, kept_K, anchor_HK, ridge)
+    goals_HK, gram_KK = weight_HC @ gram_CC[:, kept_K], gram_CC[kept_K][:, kept_K]
+    fitted_KH, factor_KK = _fit(goals_HK, gram_KK, weight_HC[:, kept_K], ridge)
     fitted_USH = fitted_KH.view(len(left_U), channels, -1)
     blocks_USS = _diagonal_blocks(torch.cholesky_inverse(factor_KK), channels)
     solved_USH = torch.linalg.solve(blocks_USS, fitted_USH)
@@ -156,13 +167,12 @@ def _ridge(gram_CC: Tensor, damping: float) -> float:
 
 
 def _fit(
-    weight_HC: Tensor, gram_CC: Tensor, kept_K: Tensor, anchor_HK: Tensor, ridge: float
+    goals_HK: Tensor, damped_KK: Tensor, anchor_HK: Tensor, ridge: float
 ) -> tuple[Tensor, Tensor]:
-    """The refit weights, transposed, and the Cholesky factor of the damped H_KK.
+    """The weights nearest to the goals, transposed, and the Cholesky factor of the damped Gram.
 
-    The ridge doubles until rounding lets the matrix be positive definite.
+    The Gram is damped in place; the ridge doubles until rounding lets it be positive definite.
     """
-    damped_KK = gram_CC[kept_K][:, kept_K]
     if not damped_KK.isfinite().all():
         raise InvalidInput("base", "its activations on the calibration text are not finite")
     ridge = max(ridge, torch.finfo(damped_KK.dtype).tiny)  # all inputs may be zero
@@ -172,7 +182,7 @@ def _fit(
         damped_KK.diagonal().add_(ridge)
         ridge *= 2
         factor_KK, failed = torch.linalg.cholesky_ex(damped_KK)
-    target_HK = weight_HC @ gram_CC[:, kept_K] + ridge * anchor_HK
+    target_HK = goals_HK + ridge * anchor_HK
     return torch.cholesky_solve(target_HK.T, factor_KK), factor_KK
 
 
