@@ -1,7 +1,8 @@
 """The whole method on one page: a dense base and its adapters in, slim ones and a report out.
 
 Each stage reads what earlier ones wrote below the job's work directory and writes WORK/STAGE/.
-Same spec, same bytes (reports aside, which tell times); a stage may be run again at any time.
+Same spec, same bytes (reports aside, which tell times); a stage may be run again at any time, and
+finds in WORK/STAGE.state what a kill left of its work, see jobs/stage.py.
 """
 
 import os
@@ -23,6 +24,7 @@ from pruning.export import slim_config
 from pruning.geometry import Geometry
 from pruning.importance import score_layers
 from pruning.jobs.outputs import base_to_cut, slim_base
+from pruning.jobs.resuming import kept_in
 from pruning.methods import resolve
 from pruning.methods.entry import Statistic
 from pruning.plan import Plan
@@ -59,10 +61,12 @@ def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     needs = means.union(entry.needs, params.needs, spread, *repairs)
     own = part(progress, 0, 1 / (1 + len(spec.adapters))) if recipe.fleet else progress
     path, ids_ST = out / "statistics.safetensors", _calibration_ids(spec)
-    collect_into(path, checkpoint, ids_ST, needs, recipe.sink_tokens, own)
+    state = _state(spec, work, "calibrate")
+    collect_into(path, checkpoint, ids_ST, needs, recipe.sink_tokens, state / "base", own)
     if recipe.fleet:
         rest = part(progress, 1 / (1 + len(spec.adapters)), 1)
-        fleet.calibrate(spec, entry.needs | params.needs, out / "fleet", rest)
+        needs = entry.needs | params.needs
+        fleet.calibrate(spec, needs, out / "fleet", state / "fleet", rest)
 
 
 def plan(spec: PruneSpec, work: Path, progress: Progress) -> None:
@@ -71,11 +75,12 @@ def plan(spec: PruneSpec, work: Path, progress: Progress) -> None:
     recipe, checkpoint = spec.recipe, Checkpoint(base_to_cut(spec, work))
     statistics = _statistics(work)
     scoring, deciding = part(progress, 0, 0.5), part(progress, 0.5, 1)
+    state = _state(spec, work, "plan")
     if recipe.fleet:
         calibrated = work / "calibrate" / "fleet"
-        scores = fleet.scores(spec, statistics, calibrated, scoring)
+        scores = fleet.scores(spec, statistics, calibrated, state, scoring)
     else:
-        scores = score_layers(checkpoint, statistics, recipe, scoring)
+        scores = score_layers(checkpoint, statistics, recipe, scoring, state)
     ids = partial(_calibration_ids, spec)
     chosen = solve(problem(checkpoint, recipe, scores, statistics, ids, deciding))
     slim_config(checkpoint.config, chosen, recipe.export)  # refuse an impossible export here
@@ -152,6 +157,11 @@ def _begin(work: Path, stage: str) -> Path:
     shutil.rmtree(work / stage, ignore_errors=True)
     (work / stage).mkdir()
     return work / stage
+
+
+def _state(spec: PruneSpec, work: Path, stage: str) -> Path:
+    """What a kill leaves of a stage's work."""
+    return kept_in(work / f"{stage}.state", spec=spec.model_dump_json())
 
 
 def _check(spec: PruneSpec, checkpoint: Checkpoint) -> None:

@@ -122,7 +122,7 @@ class AdapterDistillation(_Frozen):
     """Short training of carried adapters towards the dense base with the adapter as it was."""
 
     steps: int = Field(50, ge=1, le=10_000)
-    learning_rate: float = Field(3e-3, gt=0, description="the highest, of AdamW")
+    learning_rate: float = Field(2e-3, gt=0, description="the highest, of AdamW")
     batch: int = Field(16, ge=1, description="rows of its own text, or sequences, in a step")
 
 

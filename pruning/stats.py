@@ -2,6 +2,8 @@
 
 # Shape suffixes:  N = tokens,  C = channels of a linear's input or of its unit axis.
 
+import os
+import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -147,16 +149,27 @@ def collect_into(
     ids_ST: Tensor,
     needs: Collection[Statistic],
     sink_tokens: int,
+    state: Path,
     progress: Progress,
 ) -> None:
-    """Collect what `needs` names for `Statistics.load(path)`; Grams get a directory beside it."""
+    """Collect what `needs` names for `Statistics.load(path)`; Grams get a directory beside it.
+
+    `state` survives a kill, which costs the walk over one layer for Grams, and for all else the
+    walk over all layers.
+    """
+    state.mkdir(parents=True, exist_ok=True)
     grams = {"input_grams"}.intersection(needs)
     share = part(progress, 0, 0.5) if grams else progress
-    collect(checkpoint, ids_ST, set(needs) - grams, path.parent, share).save(path)
+    collected, draft = state / path.name, state / "draft"
+    if not collected.exists():
+        collect(checkpoint, ids_ST, set(needs) - grams, state, share).save(draft)
+        draft.rename(collected)
+    os.link(collected, path)
     if grams:
-        with TemporaryDirectory(dir=path.parent) as states:
-            passage = Passage(checkpoint, ids_ST, counted(ids_ST, sink_tokens), Path(states))
-            dense_grams(passage, checkpoint, path.with_suffix(GRAMS), part(progress, 0.5, 1))
+        tokens_ST = counted(ids_ST, sink_tokens)
+        passage = Passage(checkpoint, ids_ST, tokens_ST, state / "states")
+        dense_grams(passage, checkpoint, state / "grams", part(progress, 0.5, 1))
+        shutil.copytree(state / "grams", path.with_suffix(GRAMS), copy_function=os.link)
 
 
 def collect(

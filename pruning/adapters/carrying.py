@@ -1,10 +1,9 @@
 """Carries all adapters of a job: by index or refit, and distilled where the recipe asks for it.
 
 A kill costs one adapter's work on one layer, or its training since the last check: the state is
-found again by the digest of all that it depends on, and goes when the whole is done.
+found again by the digest of all that it depends on.
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -56,7 +55,6 @@ def carry_all(
     if recipe.carry_distill:
         rest = part(progress, 0.2, 1)
         _distill_all(spec, slim, texts, recipe.carry_distill, out, kept / "distill", rest)
-    shutil.rmtree(state)
 
 
 def _distill_all(

@@ -23,7 +23,7 @@ from pruning.training.course import Course, Parameters
 from pruning.training.data import MICRO_TOKENS, drawn
 from pruning.training.trainer import rate_factor
 
-HELD_OUT = 0.1  # of the sequences, to judge by
+HELD_OUT, MOST_HELD_OUT = 0.1, 32  # of the sequences, to judge by
 CHECKS = 5  # how often it is judged, and its state saved
 WARMUP = 0.1  # of the steps
 
@@ -45,9 +45,7 @@ def distill(
     atoms = {name: p for name, p in student.named_parameters() if "lora_" in name}
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(name in atoms)
-    count = len(text.ids_ST)
-    held_out = list(range(0, count, max(2, round(1 / HELD_OUT))))
-    training = sorted(set(range(count)) - set(held_out)) or held_out
+    training, held_out = _split(len(text.ids_ST))
     loss = _Loss(student, teacher, text)
     course = Course.resume(state, atoms, 0.0)
     course = course or Course.begin(atoms, 0.0, loss.without_gradient(held_out))
@@ -63,6 +61,13 @@ def distill(
             course.save(state)
         progress(course.step / params.steps, f"step {course.step} of {params.steps}")
     course.return_to_best()
+
+
+def _split(count: int) -> tuple[list[int], list[int]]:
+    """Which sequences are trained on and which judge; the only one of a text does both."""
+    num_held_out = min(MOST_HELD_OUT, max(1, round(HELD_OUT * count)))
+    held_out = [i * count // num_held_out for i in range(num_held_out)]
+    return sorted(set(range(count)) - set(held_out)) or held_out, held_out
 
 
 class _Loss:

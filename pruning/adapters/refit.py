@@ -36,7 +36,7 @@ from pruning.units import BLOCKS, KINDS, READERS, Kind, selections
 from pruning.weights.checkpoint import Checkpoint
 from pruning.weights.tensors import block_of
 
-DAMPING = 0.01  # of the mean of the Gram's diagonal
+DAMPING = 0.03  # of the mean of the Gram's diagonal
 RETURN = 0.5  # how much of the goal is to come back to the states of the dense base
 
 

@@ -216,10 +216,13 @@ def counted(ids_ST: Tensor, sink_tokens: int) -> Tensor:
 
 
 def dense_grams(passage: Passage, checkpoint: Checkpoint, out: Path, progress: Progress) -> None:
-    """Store the Grams of all readers of a base as it is; two of them are ever in memory."""
+    """Store the Grams of all readers of a base as it is; two of them are ever in memory.
+
+    Goes on where the passage is: a kill costs one layer's work.
+    """
     blocks, grams = Blocks(checkpoint), StoredGrams(out)
     num_layers = len(checkpoint.geometry.layers)
-    for layer in range(num_layers):
+    for layer in range(passage.layer, num_layers):
         progress(layer / num_layers, f"Gram matrices, layer {layer + 1} of {num_layers}")
         tensors = checkpoint.layer(layer)
         blocks.fill(tensors)
