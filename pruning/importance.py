@@ -20,28 +20,33 @@ def score_layers(
     progress: Progress,
     state: Path | None = None,
 ) -> list[LayerScores]:
-    """One layer's weights in memory at a time; scores found in the directory `state` stand."""
+    """One layer's weights in memory at a time; with a `state`, a kill costs one layer's scores."""
+    score, _, params = criterion(recipe.criterion)
     num_layers = len(checkpoint.geometry.layers)
     scores: list[LayerScores] = []
     for layer in range(num_layers):
-        path = state and state / f"layer-{layer}.safetensors"
-        if path and path.exists():
-            scores.append(LayerScores(**load_file(path)))
+        if state and (found := _found(state, layer)):
+            scores.append(found)
             continue
         progress(layer / num_layers, f"scoring layer {layer + 1} of {num_layers}")
-        scores.append(_score(checkpoint, statistics, recipe, layer))
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(vars(scores[-1]), path.with_suffix(".draft"))
-            path.with_suffix(".draft").rename(path)
+        tensors = checkpoint.layer(layer)
+        weights = {name: tensors[f"{block_of(name)}.{name}.weight"].float() for name in LINEARS}
+        view = LayerView(checkpoint.geometry, layer, weights, statistics, recipe.seed)
+        scores.append(score(view, params))
+        if state:
+            _keep(state, layer, scores[-1])
     return scores
 
 
-def _score(
-    checkpoint: Checkpoint, statistics: Statistics, recipe: Recipe, layer: int
-) -> LayerScores:
-    score, _, params = criterion(recipe.criterion)
-    tensors = checkpoint.layer(layer)
-    weights = {name: tensors[f"{block_of(name)}.{name}.weight"].float() for name in LINEARS}
-    view = LayerView(checkpoint.geometry, layer, weights, statistics, recipe.seed)
-    return score(view, params)
+def _found(state: Path, layer: int) -> LayerScores | None:
+    path = state / f"layer-{layer}.safetensors"
+    return LayerScores(**load_file(path)) if path.exists() else None
+
+
+def _keep(state: Path, layer: int, scores: LayerScores) -> None:
+    """Whole or not at all."""
+    state.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: scores_U.contiguous() for name, scores_U in vars(scores).items()}, state / "draft"
+    )
+    (state / "draft").rename(state / f"layer-{layer}.safetensors")

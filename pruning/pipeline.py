@@ -2,7 +2,7 @@
 
 Each stage reads what earlier ones wrote below the job's work directory and writes WORK/STAGE/.
 Same spec, same bytes (reports aside, which tell times); a stage may be run again at any time, and
-takes up what a killed attempt left in WORK/STAGE.state/.
+finds in WORK/STAGE.state what a kill left of its work, see jobs/stage.py.
 """
 
 import os
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pruning import fleet
 from pruning.adapters.carry import Cut, carry
-from pruning.adapters.refit import carry_refit
+from pruning.adapters.carrying import carry_all
 from pruning.allocation import budget
 from pruning.allocation.solve import problem, solve
 from pruning.approach import approach, share_of, targets_of
@@ -38,7 +38,6 @@ from pruning.slicing import slice_base
 from pruning.stats import Statistics, collect_into
 from pruning.text import calibration_ids, check_length, load_tokenizer
 from pruning.weights.checkpoint import Checkpoint
-from pruning.weights.rewriting import WEIGHTS
 
 Stage = Callable[[PruneSpec, Path, Progress], None]
 
@@ -55,28 +54,28 @@ def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     out = _begin(work, "calibrate")
     recipe, checkpoint = spec.recipe, Checkpoint(base_to_cut(spec, work))
     _check(spec, checkpoint)
-    draft = _kept(spec, work, "calibrate")
     entry, params = resolve("criterion", recipe.criterion)
     means: set[Statistic] = {"input_moments"} if recipe.bias_compensation else set()
     repairs = (resolve("recovery", method)[0].needs for method in recipe.recovery)
     spread = resolve("allocator", recipe.allocator)[0].needs
     needs = means.union(entry.needs, params.needs, spread, *repairs)
     own = part(progress, 0, 1 / (1 + len(spec.adapters))) if recipe.fleet else progress
-    path, ids_ST = draft / "statistics.safetensors", _calibration_ids(spec)
-    collect_into(path, checkpoint, ids_ST, needs, recipe.sink_tokens, own)
+    path, ids_ST = out / "statistics.safetensors", _calibration_ids(spec)
+    state = _state(spec, work, "calibrate")
+    collect_into(path, checkpoint, ids_ST, needs, recipe.sink_tokens, state / "base", own)
     if recipe.fleet:
         rest = part(progress, 1 / (1 + len(spec.adapters)), 1)
-        fleet.calibrate(spec, entry.needs | params.needs, draft / "fleet", rest)
-    draft.rename(out)
-    shutil.rmtree(draft.parent)
+        own_needs = entry.needs | params.needs
+        fleet.calibrate(spec, own_needs, out / "fleet", state / "fleet", rest)
 
 
 def plan(spec: PruneSpec, work: Path, progress: Progress) -> None:
     """Score every unit, decide how many each layer keeps, and take the best."""
     out = _begin(work, "plan")
     recipe, checkpoint = spec.recipe, Checkpoint(base_to_cut(spec, work))
-    statistics, state = _statistics(work), _kept(spec, work, "plan")
+    statistics = _statistics(work)
     scoring, deciding = part(progress, 0, 0.5), part(progress, 0.5, 1)
+    state = _state(spec, work, "plan")
     if recipe.fleet:
         calibrated = work / "calibrate" / "fleet"
         scores = fleet.scores(spec, statistics, calibrated, state, scoring)
@@ -86,7 +85,6 @@ def plan(spec: PruneSpec, work: Path, progress: Progress) -> None:
     chosen = solve(problem(checkpoint, recipe, scores, statistics, ids, deciding))
     slim_config(checkpoint.config, chosen, recipe.export)  # refuse an impossible export here
     (out / "plan.json").write_text(chosen.model_dump_json() + "\n")
-    shutil.rmtree(state.parent)
 
 
 def slice_(spec: PruneSpec, work: Path, progress: Progress) -> None:
@@ -123,9 +121,9 @@ def carry_(spec: PruneSpec, work: Path, progress: Progress) -> None:
     checkpoint, chosen = Checkpoint(spec.base), _plan(work)
     slim = Geometry.from_config(slim_config(checkpoint.config, chosen, spec.recipe.export))
     cut = Cut(checkpoint.geometry, chosen, slim, spec.recipe.name)
-    if spec.recipe.carry == "refit" and spec.adapters:
-        weights = slim_base(spec, work) / WEIGHTS
-        carry_refit(spec, checkpoint, cut, weights, _calibration_ids(spec), out, progress)
+    if spec.adapters and (spec.recipe.carry == "refit" or spec.recipe.carry_distill):
+        base, ids_ST = slim_base(spec, work), _calibration_ids(spec)
+        carry_all(spec, cut, base, ids_ST, out / "adapters", work / "carry.state", progress)
         return
     for done, (name, source) in enumerate(sorted(spec.adapters.items())):
         progress(done / len(spec.adapters), f"carrying {name}")
@@ -161,8 +159,8 @@ def _begin(work: Path, stage: str) -> Path:
     return work / stage
 
 
-def _kept(spec: PruneSpec, work: Path, stage: str) -> Path:
-    """A directory for what a killed attempt at the stage leaves to the next."""
+def _state(spec: PruneSpec, work: Path, stage: str) -> Path:
+    """What a kill leaves of a stage's work."""
     return kept_in(work / f"{stage}.state", spec=spec.model_dump_json())
 
 

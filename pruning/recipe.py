@@ -146,6 +146,14 @@ class Fleet(_Frozen):
             raise InvalidInput("fleet.base_weight", "nothing has a weight; give one above 0")
 
 
+class AdapterDistillation(_Frozen):
+    """Short training of carried adapters towards the dense base with the adapter as it was."""
+
+    steps: int = Field(50, ge=1, le=10_000)
+    learning_rate: float = Field(2e-3, gt=0, description="the highest, of AdamW")
+    batch: int = Field(16, ge=1, description="rows of its own text, or sequences, in a step")
+
+
 class Recipe(_Frozen):
     """One pruning job: same recipe, same base and adapters, same seed, same artifact."""
 
@@ -187,6 +195,9 @@ class Recipe(_Frozen):
         "project",
         description="project: adapters keep the rows and columns of what stays; refit: their atoms "
         "on o_proj and down_proj are also refit in closed form",
+    )
+    carry_distill: AdapterDistillation | None = Field(
+        None, description="train each adapter for some steps after it was carried"
     )
     calibration: Text
     training: Text | None = Field(

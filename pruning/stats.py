@@ -2,6 +2,7 @@
 
 # Shape suffixes:  N = tokens,  C = channels of a linear's input or of its unit axis.
 
+import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
@@ -148,26 +149,27 @@ def collect_into(
     ids_ST: Tensor,
     needs: Collection[Statistic],
     sink_tokens: int,
+    state: Path,
     progress: Progress,
 ) -> None:
     """Collect what `needs` names for `Statistics.load(path)`; Grams get a directory beside it.
 
-    What a killed attempt left there is taken up: of Grams, which take the longest, one layer's are
-    made again.
+    `state` survives a kill, which costs the walk over one layer for Grams, and for all else the
+    walk over all layers.
     """
-    states = path.with_suffix(".states")
-    if not path.exists():
-        grams = {"input_grams"}.intersection(needs)
-        share = part(progress, 0, 0.5) if grams else progress
-        if grams:
-            passage = Passage(checkpoint, ids_ST, counted(ids_ST, sink_tokens), states)
-            dense_grams(passage, checkpoint, path.with_suffix(GRAMS), share)
-            share = part(progress, 0.5, 1)
-        draft = path.with_suffix(".draft")
-        states.mkdir(exist_ok=True)
-        collect(checkpoint, ids_ST, set(needs) - grams, states, share).save(draft)
-        draft.rename(path)
-    shutil.rmtree(states, ignore_errors=True)
+    state.mkdir(parents=True, exist_ok=True)
+    grams = {"input_grams"}.intersection(needs)
+    share = part(progress, 0, 0.5) if grams else progress
+    collected, draft = state / path.name, state / "draft"
+    if not collected.exists():
+        collect(checkpoint, ids_ST, set(needs) - grams, state, share).save(draft)
+        draft.rename(collected)
+    os.link(collected, path)
+    if grams:
+        tokens_ST = counted(ids_ST, sink_tokens)
+        passage = Passage(checkpoint, ids_ST, tokens_ST, state / "states")
+        dense_grams(passage, checkpoint, state / "grams", part(progress, 0.5, 1))
+        shutil.copytree(state / "grams", path.with_suffix(GRAMS), copy_function=os.link)
 
 
 def collect(

@@ -52,7 +52,14 @@ def assemble(spec: PruneSpec, work: Path, progress: Progress) -> None:
 
 
 def run(stage: str, work: Path, kind: str, pipeline: str, progress: Progress) -> None:
-    """Run a stage from scratch: what an interrupted attempt left is removed first."""
+    """Run a stage: what an interrupted attempt left is removed first, but for its state.
+
+    WORK/STAGE.state is where a stage keeps what a kill shall not undo.  It goes when
+    WORK/STAGE.done says that the stage is over; what is over is not run again.
+    """
+    done = work / f"{stage}.done"
+    if done.exists():
+        return
     (known,) = (one for one in KINDS if one.workflow == kind)
     spec = known.spec.model_validate_json((work / "spec.json").read_bytes())
     shutil.rmtree(work / stage, ignore_errors=True)
@@ -60,6 +67,8 @@ def run(stage: str, work: Path, kind: str, pipeline: str, progress: Progress) ->
     if stage not in stages:
         stages = importlib.import_module(pipeline).STAGES
     stages[stage](spec, work, progress)
+    done.touch()
+    shutil.rmtree(work / f"{stage}.state", ignore_errors=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

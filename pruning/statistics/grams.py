@@ -106,6 +106,16 @@ def refit(
     return kept_HK + torch.cholesky_solve(moved_HK.T, factor_KK).T
 
 
+def regression(goals_HK: Tensor, gram_KK: Tensor, damping: float, anchor_HK: Tensor) -> Tensor:
+    """The weights that come closest to goals y of any origin, from G = Σ y xᵀ and H; (H, K).
+
+    W = (G + λ A)(H + λ I)⁻¹ minimises Σ ‖y − W x‖² + λ ‖W − A‖², λ as in `refit`.
+    """
+    factor_KK, ridge = _factor(gram_KK, _ridge(gram_KK, damping))
+    target_HK = goals_HK.to(gram_KK) + ridge * anchor_HK.to(gram_KK)
+    return torch.cholesky_solve(target_HK.T, factor_KK).T
+
+
 def elimination(
     weight_HC: Tensor, gram_CC: Tensor, channels: int, damping: float, rounds: int
 ) -> Tensor:

@@ -8,7 +8,7 @@ those of its own layer's new attention.  Memory holds one layer; hidden states l
 # K = inputs that stay,  B = sequences of a batch,  N = tokens that count.
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,11 @@ class Reader:
         every_C = torch.arange(weight_HC.shape[1], device=device)
         bias_H = None if bias_H is None else bias_H.to(device)
         return cls(len(every_C), every_C, weight_HC, bias_H)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """What it makes of all inputs, (…, C) → (…, H); float32."""
+        outputs: Tensor = inputs[..., self.kept_K] @ self.weight_HK.float().T
+        return outputs if self.bias_H is None else outputs + self.bias_H.float()
 
     def named(self, kind: Kind) -> dict[str, Tensor]:
         """Weight, and bias if there is one, on the CPU, named as Checkpoint.layer names them."""
@@ -139,33 +144,38 @@ class Passage:
     def gram(self, blocks: Blocks, kind: Kind) -> Gram:
         """Run the layer's block up to its reader; the Gram of what the reader is given."""
         gram = None
-        for rows in self._batches():
-            inputs_BTC = blocks.inputs(kind, self._states(self._before(kind))[rows])
+        for rows, inputs_BTC in self.inputs(blocks, kind):
             gram = gram or Gram(inputs_BTC.shape[2], inputs_BTC.device)
             gram.add(inputs_BTC[self.counted_ST[rows]])
-            self._inputs(inputs_BTC.shape[2])[rows] = inputs_BTC.cpu()
         assert gram is not None
         return gram
 
-    def read(self, kind: Kind, reader: Reader) -> None:
-        """Add what a reader makes of the inputs that `gram` saw to the hidden states."""
-        weight_HK = reader.weight_HK.float()
+    def inputs(self, blocks: Blocks, kind: Kind) -> Iterator[tuple[slice, Tensor]]:
+        """Run the layer's block up to its reader: batches of sequences, and what it is given."""
         for rows in self._batches():
-            inputs_BTC = self._inputs(reader.num_inputs)[rows].to(weight_HK.device)
-            outputs_BTH = inputs_BTC[..., reader.kept_K] @ weight_HK.T
-            if reader.bias_H is not None:
-                outputs_BTH += reader.bias_H.float()
-            states_BTH = self._states(self._before(kind))[rows]
-            self._states(self._after(kind))[rows] = states_BTH + outputs_BTH.cpu()
+            inputs_BTC = blocks.inputs(kind, self.before(kind)[rows])
+            self._inputs(inputs_BTC.shape[2])[rows] = inputs_BTC.cpu()
+            yield rows, inputs_BTC
+
+    def read(self, kind: Kind, reader: Reader) -> None:
+        """Add what a reader makes of the inputs of the last run to the hidden states."""
+        for rows in self._batches():
+            inputs_BTC = self._inputs(reader.num_inputs)[rows].to(reader.weight_HK.device)
+            outputs_BTH = reader(inputs_BTC)
+            self.after(kind)[rows] = self.before(kind)[rows] + outputs_BTH.cpu()
 
     def skip(self, kind: Kind) -> None:
         """The layer has no such block."""
         shutil.copyfile(self.work / self._before(kind), self.work / self._after(kind))
 
     def finish_layer(self) -> None:
-        """Go on to the next layer; a kill before this returns costs the work on this one."""
+        """Go on to the next layer; a kill before this returns costs the work on this one.
+
+        What the layer was given stays until the next one is finished: two passages side by side
+        may be killed when only one of them has gone on, and `layer` set back by one.
+        """
         (self.work / self._after("ffn_channel")).rename(self.work / f"states-{self.layer + 1}.f32")
-        (self.work / f"states-{self.layer}.f32").unlink(missing_ok=True)
+        (self.work / f"states-{self.layer - 1}.f32").unlink(missing_ok=True)
         self.layer += 1
 
     def _embed(self, checkpoint: Checkpoint) -> None:
@@ -173,6 +183,14 @@ class Passage:
         for rows in self._batches():
             self._states("embedded.f32")[rows] = embedding_VH[self.ids_ST[rows]].float()
         (self.work / "embedded.f32").rename(self.work / "states-0.f32")
+
+    def before(self, kind: Kind) -> Tensor:
+        """The hidden states that a block is given; (S, T, H)."""
+        return self._states(self._before(kind))
+
+    def after(self, kind: Kind) -> Tensor:
+        """The hidden states that a block leaves, once its reader has read; (S, T, H)."""
+        return self._states(self._after(kind))
 
     def _before(self, kind: Kind) -> str:
         return f"states-{self.layer}.f32" if kind == "kv_group" else "attended.f32"
@@ -200,11 +218,11 @@ def counted(ids_ST: Tensor, sink_tokens: int) -> Tensor:
 def dense_grams(passage: Passage, checkpoint: Checkpoint, out: Path, progress: Progress) -> None:
     """Store the Grams of all readers of a base as it is; two of them are ever in memory.
 
-    Begins at the layer that the passage has come to.
+    Goes on where the passage is: a kill costs one layer's work.
     """
     blocks, grams = Blocks(checkpoint), StoredGrams(out)
     num_layers = len(checkpoint.geometry.layers)
-    while (layer := passage.layer) < num_layers:
+    for layer in range(passage.layer, num_layers):
         progress(layer / num_layers, f"Gram matrices, layer {layer + 1} of {num_layers}")
         tensors = checkpoint.layer(layer)
         blocks.fill(tensors)

@@ -131,6 +131,16 @@ def test_a_stage_starts_from_scratch(work, run):
     assert [path.name for path in (work / "once").iterdir()] == ["whole"]
 
 
+def test_a_stage_that_is_over_keeps_its_outputs_not_its_state_and_is_not_run_again(work, run):
+    state = work / "once.state"
+    state.mkdir()
+    run("once")
+    (work / "once" / "later").write_text("what a second run would remove")
+    run("once")
+    assert sorted(path.name for path in (work / "once").iterdir()) == ["later", "whole"]
+    assert not state.exists()
+
+
 def test_an_unknown_stage_is_our_bug_and_says_no_more_than_that(run):
     with pytest.raises(JobFailed, match="worker's log") as failure:
         run("unheard of")
