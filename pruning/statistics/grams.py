@@ -95,8 +95,19 @@ def refit(
     Gram's dtype, returned in it.
     """
     weight_HC = weight_HC.to(gram_CC)
-    anchor_HK = weight_HC[:, kept_K] if anchor_HK is None else anchor_HK.to(gram_CC)
-    return _fit(weight_HC, gram_CC, kept_K, anchor_HK, _ridge(gram_CC, damping))[0].T
+    anchor_HK = weight_HC[:, kept_K] if anchor_HK is None else anchor_HK
+    return fit(weight_HC @ gram_CC[:, kept_K], gram_CC, kept_K, damping, anchor_HK)
+
+
+def fit(
+    products_HK: Tensor, gram_CC: Tensor, kept_K: Tensor, damping: float, anchor_HK: Tensor
+) -> Tensor:
+    """The weights of the kept inputs that come closest to any goal y; (H, K).
+
+    W' = (Σ y x_Kᵀ + λ A)(H_KK + λ I)⁻¹ minimises ‖Y − W' X_K‖² + λ ‖W' − A‖²; λ as in `refit`.
+    """
+    ridge, anchor_HK = _ridge(gram_CC, damping), anchor_HK.to(gram_CC)
+    return _fit(products_HK.to(gram_CC), gram_CC, kept_K, anchor_HK, ridge)[0].T
 
 
 def elimination(
@@ -142,8 +153,8 @@ def _rises(
 ) -> Tensor:
     """How much the error rises when one of the units that are left leaves; (units left,)."""
     kept_K = channels_of(left_U, channels)
-    anchor_HK = weight_HC[:, kept_K]
-    fitted_KH, factor_KK = _fit(weight_HC, gram_CC, kept_K, anchor_HK, ridge)
+    products_HK = weight_HC @ gram_CC[:, kept_K]
+    fitted_KH, factor_KK = _fit(products_HK, gram_CC, kept_K, weight_HC[:, kept_K], ridge)
     fitted_USH = fitted_KH.view(len(left_U), channels, -1)
     blocks_USS = _diagonal_blocks(torch.cholesky_inverse(factor_KK), channels)
     solved_USH = torch.linalg.solve(blocks_USS, fitted_USH)
@@ -156,7 +167,7 @@ def _ridge(gram_CC: Tensor, damping: float) -> float:
 
 
 def _fit(
-    weight_HC: Tensor, gram_CC: Tensor, kept_K: Tensor, anchor_HK: Tensor, ridge: float
+    products_HK: Tensor, gram_CC: Tensor, kept_K: Tensor, anchor_HK: Tensor, ridge: float
 ) -> tuple[Tensor, Tensor]:
     """The refit weights, transposed, and the Cholesky factor of the damped H_KK.
 
@@ -172,8 +183,8 @@ def _fit(
         damped_KK.diagonal().add_(ridge)
         ridge *= 2
         factor_KK, failed = torch.linalg.cholesky_ex(damped_KK)
-    target_HK = weight_HC @ gram_CC[:, kept_K] + ridge * anchor_HK
-    return torch.cholesky_solve(target_HK.T, factor_KK), factor_KK
+    target_KH = (products_HK + ridge * anchor_HK).T
+    return torch.cholesky_solve(target_KH, factor_KK), factor_KK
 
 
 def _diagonal_blocks(matrix_KK: Tensor, size: int) -> Tensor:
