@@ -100,8 +100,8 @@ def flap(allocator: str) -> Contender:
 def ours(**search: Any) -> Contender:
     return Contender(
         "ours",
-        method("obs"),
-        method("search", refit=True, **search),
+        method("obs", tokens="guided"),
+        method("search", refit=True, fitness="divergence", **search),
         refit=method("closed_form", goal="stream"),
     )
 
@@ -126,7 +126,8 @@ PUBLISHED = (
 )
 DECIDING = (OURS, ZIPLM, FASP, *FLAP, *LLM_PRUNER)
 STEPS = (
-    Contender("ours, widths uniform", method("obs"), refit=method("closed_form", goal="stream")),
+    Contender("ours, widths uniform", OURS.criterion, refit=OURS.refit),
+    Contender("ours, tokens alike", method("obs"), OURS.allocator, refit=OURS.refit),
     Contender(
         "ours, goal layer",
         OURS.criterion,

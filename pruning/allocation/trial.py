@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div
 from transformers import AutoModelForCausalLM
 
 from pruning.plan import Plan
@@ -49,6 +49,7 @@ class Trial:
         self._model: Any = model.eval().to(self._device)
         self._masks: dict[tuple[int, Kind], tuple[Tensor, Tensor]] = {}
         self._refit_damping = refit_damping
+        self._dense_states: Tensor | None = None
         self._dense = {key: self._reader(*key).weight.detach() for key in self._blocks()}
         self._refit = lru_cache(_REFITS * len(self._dense))(self._refit_anew)
         for layer, kind in self._blocks():
@@ -67,6 +68,21 @@ class Trial:
             nll += float(cross_entropy(logits_STV.flatten(0, 1), targets_N, reduction="sum"))
             count += len(targets_N)
         return nll / count
+
+    def divergence(self, plan: Plan, sequences: int) -> float:
+        """Mean divergence KL(dense ‖ plan) of next tokens over the first sequences, in nats."""
+        if self._dense_states is None:
+            states = self.final_states(Plan.dense(self._geometry), len(self.ids_ST))
+            self._dense_states = torch.cat(states)
+        self._apply(plan)
+        total, start = 0.0, 0
+        for ids_ST in self._batches(sequences):
+            states_STH = self._dense_states[start : start + len(ids_ST)].to(self._device)
+            goal_STV = self._model.lm_head(states_STH).log_softmax(dim=-1)
+            found_STV = self._model(input_ids=ids_ST, use_cache=False).logits.log_softmax(dim=-1)
+            total += float(kl_div(found_STV, goal_STV, reduction="sum", log_target=True))
+            start += len(ids_ST)
+        return total / self.ids_ST[:start].numel()
 
     def final_states(self, plan: Plan, sequences: int) -> list[Tensor]:
         """What the output head reads, batch by batch; (sequences, tokens, hidden) each."""

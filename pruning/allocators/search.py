@@ -5,7 +5,8 @@ Sieberling et al., "EvoPress: Accurate Dynamic Model Compression via Evolutionar
 ICML 2025, https://arxiv.org/abs/2410.14649.  Uniform and global widths are its first parents, so
 that only what has a lower loss than both on the calibration text is chosen over them.  With `refit`
 the readers are refit to every candidate, so that widths are judged as `closed_form` will repair
-them.  The whole
+them; the fitness `divergence`, from the dense base's distributions, tells candidates apart on less
+text than the loss does.  The whole
 base is held in memory in float32 (`memory_gib` bounds it): it is meant for small bases.
 """
 
@@ -34,10 +35,11 @@ def allocate(problem: Problem, params: SearchParams) -> Widths:
     ids_ST = problem.calibration()[: params.sequences]
     damping = params.damping if params.refit else None
     trial = Trial(problem.checkpoint, ids_ST, problem.statistics, damping)
+    fitness = trial.loss if params.fitness == "loss" else trial.divergence
 
     def loss(widths: Widths, sequences: int) -> float:
         plan = select(problem.scores, widths, problem.recipe.bias_compensation)
-        return trial.loss(plan, sequences)
+        return fitness(plan, sequences)
 
     globally, _, default = allocator(Method(name="global"))
     first = [uniform.allocate(problem, Params()), globally(problem, default)]

@@ -91,3 +91,21 @@ def test_with_a_damping_readers_are_refit_to_the_plan_and_put_back_for_the_next(
     refitted = expected(model)
     assert tried.loss(plan, len(ids)) == refitted
     assert tried.loss(dense, len(ids)) != refitted
+
+
+def test_the_divergence_is_that_of_the_distributions_of_the_first_sequences(
+    dense_base: Callable[[str], Path],
+    even_plan: Plan,
+    ids: Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(trial, "BATCH_TOKENS", 24)  # several batches
+    base = dense_base("llama")
+    slim = sliced(base, even_plan, Statistics(), tmp_path / "slim")
+    with torch.no_grad():
+        dense, found = (evaluation.load(d)(ids[:3]).logits.log_softmax(-1) for d in (base, slim))
+    expected = (dense.exp() * (dense - found)).sum(dim=-1).mean()
+    tried = Trial(Checkpoint(base), ids, Statistics())
+    assert tried.divergence(even_plan, 3) == pytest.approx(float(expected), rel=1e-4)
+    assert tried.divergence(Plan.dense(Checkpoint(base).geometry), 3) == pytest.approx(0, abs=1e-6)
