@@ -57,8 +57,8 @@ def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     entry, params = resolve("criterion", recipe.criterion)
     means: set[Statistic] = {"input_moments"} if recipe.bias_compensation else set()
     repairs = (resolve("recovery", method)[0].needs for method in recipe.recovery)
-    spread = resolve("allocator", recipe.allocator)[0].needs
-    needs = means.union(entry.needs, params.needs, spread, *repairs)
+    allocation, spread = resolve("allocator", recipe.allocator)
+    needs = means.union(entry.needs, params.needs, allocation.needs, spread.needs, *repairs)
     own = part(progress, 0, 1 / (1 + len(spec.adapters))) if recipe.fleet else progress
     path, ids_ST = out / "statistics.safetensors", _calibration_ids(spec)
     state = _state(spec, work, "calibrate")

@@ -30,7 +30,7 @@ from pruning.adapters.atoms import Adapter, Atoms
 from pruning.adapters.carry import Cut, project
 from pruning.adapters.own_text import OwnText
 from pruning.progress import Progress
-from pruning.statistics.grams import Gram, regression
+from pruning.statistics.grams import Gram, fit
 from pruning.statistics.walk import Blocks, Passage, Reader
 from pruning.units import BLOCKS, KINDS, READERS, Kind, selections
 from pruning.weights.checkpoint import Checkpoint
@@ -173,7 +173,8 @@ def closest(goals_HK: Tensor, gram: Gram, slim_HK: Tensor, carried: Bag) -> Bag:
     gram_KK = gram.products_CC
     slim_HK = slim_HK.to(gram_KK)
     anchor_HK = slim_HK + carried.delta.to(gram_KK)
-    change_HK = regression(goals_HK, gram_KK, DAMPING, anchor_HK) - slim_HK
+    every_K = torch.arange(len(gram_KK), device=gram_KK.device)
+    change_HK = fit(goals_HK, gram_KK, every_K, DAMPING, anchor_HK) - slim_HK
     energy_HH = change_HK @ gram_KK @ change_HK.T
     left_HR = torch.linalg.eigh((energy_HH + energy_HH.T) / 2).eigenvectors[:, -carried.rank :]
     return positive(balanced(Bag((left_HR.T @ change_HK).float(), left_HR.float())))

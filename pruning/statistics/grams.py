@@ -106,13 +106,15 @@ def refit(
     return kept_HK + torch.cholesky_solve(moved_HK.T, factor_KK).T
 
 
-def regression(goals_HK: Tensor, gram_KK: Tensor, damping: float, anchor_HK: Tensor) -> Tensor:
-    """The weights that come closest to goals y of any origin, from G = Σ y xᵀ and H; (H, K).
+def fit(
+    products_HK: Tensor, gram_CC: Tensor, kept_K: Tensor, damping: float, anchor_HK: Tensor
+) -> Tensor:
+    """The weights of the kept inputs that come closest to any goal y; (H, K).
 
-    W = (G + λ A)(H + λ I)⁻¹ minimises Σ ‖y − W x‖² + λ ‖W − A‖², λ as in `refit`.
+    W' = (Σ y x_Kᵀ + λ A)(H_KK + λ I)⁻¹ minimises ‖Y − W' X_K‖² + λ ‖W' − A‖²; λ as in `refit`.
     """
-    factor_KK, ridge = _factor(gram_KK, _ridge(gram_KK, damping))
-    target_HK = goals_HK.to(gram_KK) + ridge * anchor_HK.to(gram_KK)
+    factor_KK, ridge = _factor(gram_CC[kept_K][:, kept_K], _ridge(gram_CC, damping))
+    target_HK = products_HK.to(gram_CC) + ridge * anchor_HK.to(gram_CC)
     return torch.cholesky_solve(target_HK.T, factor_KK).T
 
 
