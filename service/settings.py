@@ -59,6 +59,16 @@ class Settings(BaseSettings):
         return self.home / "files"
 
     @property
+    def datasets(self) -> Path:
+        """Folders of text that recipes name; whoever runs the server puts them there."""
+        return self.home / "datasets"
+
+    @property
+    def hub(self) -> Path:
+        """What recipes named of the Hugging Face hub's data sets."""
+        return self.home / "hub"
+
+    @property
     def jobs(self) -> Path:
         """Working directories of unfinished jobs."""
         return self.home / "jobs"

@@ -172,7 +172,9 @@ def check(geometry: Geometry, recipe: Recipe) -> None:
         if position and entry.from_dense:
             raise InvalidInput("recovery", f"{entry.name} starts from the dense base: put it first")
         if recipe.carry == "refit" and not entry.from_dense:
-            raise InvalidInput("carry", f"refit cannot follow {entry.name}; give project")
+            raise InvalidInput(
+                "carry", f"refit cannot follow {entry.name}; give project, and carry_distill"
+            )
     if len(set(geometry.layers)) > 1:
         raise InvalidInput("base", "layers differ in width: it is slim already; give a dense base")
     _check_blocks(geometry, recipe)

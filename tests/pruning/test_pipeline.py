@@ -104,6 +104,37 @@ def test_a_stage_that_is_run_again_replaces_what_an_attempt_left(spec: Any, tmp_
     assert tree_digest(work / "slice") == before
 
 
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [("calibrate", "Gram matrices, layer {} of 4"), ("plan", "scoring layer {} of 4")],
+)
+@pytest.mark.parametrize("fleet", [None, {}], ids=["base", "fleet"])
+def test_a_killed_stage_repeats_one_layer_and_ends_in_the_same_bytes(
+    stage: str, words: str, fleet: Any, spec: Any, tmp_path: Path
+):
+    asked = spec(criterion={"name": "obs"}, bias_compensation=True, fleet=fleet)
+    whole = run(asked, tmp_path / "whole", ["calibrate", "plan"])
+    work = run(asked, tmp_path / "work", [] if stage == "calibrate" else ["calibrate"])
+    times = 1 if fleet is None else 2
+    heard: list[str] = []
+
+    def killed_in_the_end(fraction: float, message: str) -> None:
+        heard.append(message)
+        if heard.count(words.format(3)) == times:
+            raise Killed
+
+    with pytest.raises(Killed):
+        STAGES[stage](asked, work, killed_in_the_end)
+    heard.clear()
+    STAGES[stage](asked, work, lambda fraction, message: heard.append(message))
+    assert heard[:2] == [words.format(3), words.format(4)]
+    assert tree_digest(work / stage) == tree_digest(whole / stage)
+
+
 def test_without_recovery_the_slim_base_is_the_one_that_was_cut(spec: Any, tmp_path: Path):
     asked = spec()
     work = run(asked, tmp_path / "work", ["calibrate", "plan", "slice", "recover"])
