@@ -12,9 +12,10 @@ from pruning.adapters.jobs import (
 from pruning.allocation import budget
 from pruning.errors import InvalidInput
 from pruning.recipe import PruneSpec, Recipe
-from service.catalog import Base, Catalog
+from service.catalog import Catalog
 from service.datasets import Datasets
 from service.errors import Conflict
+from service.records import Base
 from service.texts import Texts, lookup
 
 

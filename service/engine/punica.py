@@ -11,18 +11,21 @@ with each adapter's own rank; where they cannot, torch does it on vLLM's buffers
 
 import inspect
 import logging
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 from vllm.lora.layers import LoRAMapping
+from vllm.lora.lora_model import LoRAModel
 from vllm.lora.model_manager import LRUCacheLoRAModelManager
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.platforms import current_platform
 
-from multilora import Batch, Compositions, Linear, Pool, apply_, reference
+from multilora import Batch, Compositions, Linear, Pool, apply_, native, reference
 from multilora.reference import Matrices
+from service.composition import MOST_PARTS
+from service.engine.composites import Composite, Part, matrices
 
 logger = logging.getLogger("vllm.graftwork.punica")
 
@@ -34,12 +37,14 @@ ACTIVATE = ["self", "lora_id"]
 class GraftworkPunicaWrapperCPU(PunicaWrapperCPU):
     """vLLM's CPU wrapper with a linear of our own."""
 
-    batch: Batch
     pool: Pool | None = None
 
     def __init__(self, max_num_batched_tokens: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(max_num_batched_tokens, *args, **kwargs)
-        self._max_rows = max_num_batched_tokens
+        self.slots = kwargs["lora_config"].max_loras
+        self.places = Places(self.slots, MOST_PARTS)
+        compositions = Compositions(self.slots, MOST_PARTS)
+        self.batch = Batch(compositions, max_num_batched_tokens)
 
     def update_metadata(
         self,
@@ -51,26 +56,56 @@ class GraftworkPunicaWrapperCPU(PunicaWrapperCPU):
     ) -> None:
         """Sort, once per step, the rows by slot."""
         super().update_metadata(mapping, lora_index_to_id, max_loras, vocab_size, **kwargs)
-        if not hasattr(self, "batch"):
-            self.batch = Batch(Compositions.of_slots(len(lora_index_to_id)), self._max_rows)
         self.batch.update(self.token_lora_indices)
 
-    def load(self, slot: int, modules: Iterable[Any]) -> None:
+    def load(self, slot: int, modules: Mapping[str, Any]) -> None:
         """Pack what vLLM has just written into a slot of its modules."""
-        linears = [m for m in modules if isinstance(getattr(m, "lora_a_stacked", None), tuple)]
-        if self.pool is None:
-            shapes = {_name(m.lora_a_stacked): _shape(m.lora_a_stacked, m) for m in linears}
-            first = linears[0].lora_a_stacked[0]
-            self.pool = Pool(shapes, len(first), first.dtype)
-        if self.pool.packed:
+        linears = _linears(modules)
+        pool = self._prepared(linears)
+        self.places.release(slot)
+        self.batch.compositions.set(slot, [(slot, 1.0)])
+        if pool.packed:
             weights = {
                 _name(m.lora_a_stacked): [
                     _matrices(a[slot, 0], b[slot, 0])
                     for a, b in zip(m.lora_a_stacked, m.lora_b_stacked, strict=True)
                 ]
-                for m in linears
+                for m in linears.values()
             }
-            self.pool.load(slot, weights)
+            pool.load(slot, weights)
+
+    def compose(
+        self,
+        slot: int,
+        parts: Sequence[Part],
+        modules: Mapping[str, Any],
+        packed: Mapping[str, Sequence[str]],
+    ) -> None:
+        """Let a slot stand for a sum of parts; those that no other slot uses yet are packed."""
+        linears = _linears(modules)
+        pool = self._prepared(linears)
+        self.places.release(slot)
+        pool.unload(slot)
+        composition = []
+        for part in parts:
+            place, new = self.places.take(part.path, slot)
+            if new:
+                weights = {
+                    _name(module.lora_a_stacked): matrices(part.model, packed, name)
+                    for name, module in linears.items()
+                }
+                pool.load(place, weights)
+            composition.append((place, part.weight))
+        self.batch.compositions.set(slot, composition)
+
+    def _prepared(self, linears: Mapping[str, Any]) -> Pool:
+        if self.pool is None:
+            stacked = [m.lora_a_stacked for m in linears.values()]
+            shapes = {
+                _name(m.lora_a_stacked): _shape(m.lora_a_stacked, m) for m in linears.values()
+            }
+            self.pool = Pool(shapes, self.places.total, stacked[0][0].dtype)
+        return self.pool
 
     def add_lora_linear(
         self,
@@ -99,16 +134,62 @@ class GraftworkPunicaWrapperCPU(PunicaWrapperCPU):
         reference.apply_(y_TO, x_TI, self.batch.rows, slots, adapter, output_slices)
 
 
+class Places:
+    """Places of a pool: one for each slot, and more for the parts that compositions share."""
+
+    def __init__(self, slots: int, most_parts: int) -> None:
+        self.total = slots * (1 + most_parts)
+        self._free = list(range(slots, self.total))
+        self._place: dict[str, int] = {}  # of a part
+        self._users: dict[str, set[int]] = {}  # slots
+
+    def take(self, part: str, slot: int) -> tuple[int, bool]:
+        """The place of a part that a slot uses from now on, and whether it is still empty."""
+        new = part not in self._place
+        if new:
+            self._place[part] = self._free.pop()
+        self._users.setdefault(part, set()).add(slot)
+        return self._place[part], new
+
+    def release(self, slot: int) -> None:
+        """A slot uses nothing any more; parts without another user give up their places."""
+        for part, users in list(self._users.items()):
+            users.discard(slot)
+            if not users:
+                del self._users[part]
+                self._free.append(self._place.pop(part))
+
+
 class PackingLoRAManager(LRUCacheLoRAModelManager):
     """vLLM's manager of slots, which tells our wrapper what it has put into one."""
+
+    @property
+    def takes_parts(self) -> bool:
+        """Whether a composition may come as its parts; if not, as one plain adapter."""
+        dtype = self.lora_config.lora_dtype
+        whole = not any(getattr(module, "tp_size", 1) > 1 for module in self.modules.values())
+        return whole and dtype in native.DTYPES and native.available("cpu")
+
+    def _create_merged_loras_inplace(self, lora_model: LoRAModel) -> None:
+        if not isinstance(lora_model, Composite):
+            super()._create_merged_loras_inplace(lora_model)
 
     def activate_adapter(self, lora_id: int) -> bool:
         activated = bool(super().activate_adapter(lora_id))
         if activated:
-            slot = self.lora_index_to_id.index(lora_id)
+            slot, model = self.lora_index_to_id.index(lora_id), self.get_adapter(lora_id)
             for wrapper in self.punica_wrapper_mapping.values():
-                wrapper.load(slot, self.modules.values())
+                if isinstance(model, Composite):
+                    wrapper.compose(slot, model.parts, self.modules, self.packed_modules)
+                else:
+                    wrapper.load(slot, self.modules)
         return activated
+
+
+def _linears(modules: Mapping[str, Any]) -> dict[str, Any]:
+    """The modules with LoRA on a linear, by name."""
+    stacked = {name: getattr(m, "lora_a_stacked", None) for name, m in modules.items()}
+    return {name: modules[name] for name, found in stacked.items() if isinstance(found, tuple)}
 
 
 def _name(lora_a_stacked: tuple[Tensor, ...]) -> str:
