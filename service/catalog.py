@@ -263,15 +263,18 @@ class Catalog:
             for adapter in made:
                 key = {"base": base.name, "name": adapter.name}
                 held = sa.select(schema.adapters).where(_equal(schema.adapters, key))
-                if (row := connection.execute(held).mappings().first()) is None:
-                    _insert(connection, schema.adapters, _row(adapter), adapter.model)
-                elif row["digest"] != adapter.digest:
+                row = connection.execute(held).mappings().first()
+                composed = sa.select(schema.compositions).where(_equal(schema.compositions, key))
+                taken = row is not None and row["digest"] != adapter.digest
+                if taken or connection.execute(composed).first():
                     raise InvalidInput(
                         "name",
-                        f"adapter {adapter.model} exists already; choose another name",
+                        f"{adapter.model} exists already; choose another name",
                         code="conflict",
                         status=409,
                     )
+                if row is None:
+                    _insert(connection, schema.adapters, _row(adapter), adapter.model)
 
     def publish_artifact(self, spec: PruneSpec, artifact_dir: Path, digest: str) -> None:
         """Register a finished artifact: the slim base and the adapters that were carried.

@@ -64,6 +64,7 @@ def resolve_adapters(recipe: MergeRecipe | CompressRecipe, catalog: Catalog) -> 
     """
     base = lookup("base", lambda: catalog.base(recipe.base))
     taken = {adapter.name for adapter in catalog.adapters(base.name)}
+    taken |= {named.name for named in catalog.compositions(base.name)}
     for name in results(recipe):
         if name in taken:
             raise Conflict(
