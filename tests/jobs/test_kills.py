@@ -64,7 +64,7 @@ def demo(site, tmp_path, recipe):
         "criterion": {"name": "obs"},
         "recovery": [{"name": "closed_form"}],
         "carry": "refit",
-        "carry_distill": {"steps": 10, "batch": 4},
+        "carry_distill": {"steps": 10, "batch_tokens": 64},
         "calibration": {"file": file.id, "sequences": 96, "length": 256},
         "evaluation": {"file": file.id, "sequences": 16, "length": 256},
     }

@@ -48,7 +48,7 @@ def spec(
         "criterion": {"name": "obs"},
         "recovery": [{"name": "closed_form"}],
         "carry": "refit",
-        "carry_distill": {"steps": 10, "batch": 4},
+        "carry_distill": {"steps": 10, "batch_tokens": 64},
         "calibration": {"file": "file-1", "sequences": 6, "length": 32},
         "evaluation": {"file": "file-2", "sequences": 4, "length": 32},
     }
