@@ -177,7 +177,7 @@ def test_the_page_shows_the_report_and_needs_nothing_from_outside(spec: Any, tmp
     assert f"{report.slim.quality.token_perplexity:.2f}" in page
     assert "counting" in page
     assert "Fluctuation-based Adaptive Structured Pruning" in page
-    assert page.count("<svg") == 2 * len(report.layers)
+    assert page.count("<svg") == 1 + 2 * len(report.layers)
     for foreign in ("<script", "<link", "src=", "@import", "url("):
         assert foreign not in page
 
