@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 DEMO = Path(__file__).parents[2] / "deploy" / "demo"
 KILLS = 50
-MOST_SECONDS = 15  # that a worker lives; it takes some of them to begin
+MOST_SECONDS = 10  # that a worker lives; it takes some of them to begin
 ADAPTERS = ("clinc150", "wikisql")
 
 # The stages of the product; what they say of their progress is also written down, unabridged.
