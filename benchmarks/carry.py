@@ -1,6 +1,6 @@
 """Carrying adapters through a cut: how much of what index selection loses comes back, at what cost.
 
-Usage: python benchmarks/carry.py DATA [--work DIR] [--quick] [--json FILE]
+Usage: python benchmarks/carry.py DATA [--work DIR] [--minutes M] [--quick] [--json FILE]
 
 DATA/tasks/NAME/train.jsonl are training rows of the tasks; ROWS of each, spread evenly, are an
 adapter's own text, and the bundled eval.jsonl, held out from training, measures it.  Adapters of
@@ -10,11 +10,12 @@ each adapter carried by index (project), refit, and refit and distilled in 50 st
 
 carry_gap_closed_NN is the part of the perplexity (per completion token) that project adds to the
 dense base with its adapter and refit takes away again, the mean over adapters; _nats the same of
-the loss, _50steps after distillation, the mean over both cuts, _least the worst of all cells.
+the loss, _50steps after distillation, _least the worst of all cells, _cells how many there are.
 carry_32_over_1 is the time of a whole job, report included, that refits 32 adapters over that of
 one with a single adapter; carry_stage_32_over_1 that of its carry stage alone.
 
-With --work everything lies in DIR, and what is found there is not made again: stop it at any time.
+With --work everything lies in DIR, and what is found there is not made again: stop it at any time,
+or let it stop by itself before a row that would begin after M minutes, and report the rows so far.
 --quick takes two adapters of rank 8 and less text, and neither distils nor takes times.
 """
 
@@ -221,18 +222,22 @@ def closed(
     perplexity, nats = parts(math.exp), parts(float)
     return {
         name: round(sum(perplexity) / len(cells), 3),
+        f"{name}_cells": len(cells),
         f"{name}_least": round(min(perplexity), 3),
         f"{name}_nats": round(sum(nats) / len(cells), 3),
     }
 
 
-def run(bench: Bench) -> list[Row]:
-    """All rows; those that were made before are read."""
+def run(bench: Bench, minutes: float) -> list[Row]:
+    """All rows for which there is time; those that were made before are read."""
+    end = time.monotonic() + 60 * minutes
     path = bench.work / "rows.json"
     done: dict[str, Row] = json.loads(path.read_text()) if path.is_file() else {}
     names = []
     for name, make in cells(bench):
         if name not in done:
+            if time.monotonic() > end:
+                continue
             done[name] = make()
             path.write_text(json.dumps(done))
         print(name, done[name], flush=True)
@@ -248,13 +253,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path)
+    parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         work = options.work or Path(directory)
         work.mkdir(parents=True, exist_ok=True)
-        rows = run(Bench(options.data, work, options.quick))
+        rows = run(Bench(options.data, work, options.quick), options.minutes)
     found = figures(rows)
     print(json.dumps(found, indent=2))
     if options.json or not options.quick:

@@ -65,8 +65,8 @@ def demo(site, tmp_path, recipe):
         "recovery": [{"name": "closed_form"}],
         "carry": "refit",
         "carry_distill": {"steps": 10, "batch_tokens": 64},
-        "calibration": {"file": file.id, "sequences": 96, "length": 256},
-        "evaluation": {"file": file.id, "sequences": 16, "length": 256},
+        "calibration": {"file": file.id, "sequences": 64, "length": 256},
+        "evaluation": {"file": file.id, "sequences": 8, "length": 256},
     }
 
 
