@@ -133,7 +133,8 @@ def carry_(spec: PruneSpec, work: Path, progress: Progress) -> None:
 def evaluate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     """Measure the base and its adapters before and after, and write the report."""
     out = _begin(work, "evaluate")
-    report = measure(spec, work, _plan(work), progress)
+    state = _state(spec, work, "evaluate")
+    report = measure(spec, work, _plan(work), state, progress)
     (out / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (out / "report.html").write_text(render(report), encoding="utf-8")
 

@@ -151,7 +151,7 @@ class AdapterDistillation(_Frozen):
 
     steps: int = Field(50, ge=1, le=10_000)
     learning_rate: float = Field(2e-3, gt=0, description="the highest, of AdamW")
-    batch: int = Field(16, ge=1, description="rows of its own text, or sequences, in a step")
+    batch_tokens: int = Field(1024, ge=1, description="in a step, about: whole rows or sequences")
 
 
 class Recipe(_Frozen):

@@ -64,10 +64,11 @@ def refit_adapters(
         tensors = checkpoint.layer(layer)
         readers = _slim_readers(slim_weights, cut, layer, blocks.device)
         for number, (name, travel) in enumerate(travels.items()):
+            if travel.layer > layer:  # before a kill
+                continue
             fraction = (layer + number / len(travels)) / num_layers
             progress(fraction, f"refitting {name}, layer {layer + 1} of {num_layers}")
-            if travel.layer == layer:
-                travel.pass_layer(blocks, tensors, readers)
+            travel.pass_layer(blocks, tensors, readers)
     return {name: travel.arrived() for name, travel in travels.items()}
 
 
