@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig, AutoModel
 
 from pruning.progress import Progress
 from pruning.weights.checkpoint import Checkpoint
@@ -204,6 +203,8 @@ def one_layer_body(checkpoint: Checkpoint, device: torch.device) -> tuple[Any, n
     Through the stock model's own forward come positions, masks and sliding windows as it makes
     them; its embedding stays on the meta device and is never called.
     """
+    from transformers import AutoConfig, AutoModel  # seconds that scoring and cutting do without
+
     config = AutoConfig.from_pretrained(checkpoint.directory)
     config.num_hidden_layers = 1
     if getattr(config, "layer_types", None):
