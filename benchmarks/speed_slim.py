@@ -49,7 +49,7 @@ QUICK_SHAPE = {**SHAPE, "num_hidden_layers": 4, "vocab_size": 4096}
 ADAPTERS, RANK = 16, 8
 BATCHES = (1, 8)  # of requests without an adapter
 PROMPT = list(range(100, 116))
-TOKENS = 24  # of an answer
+TOKENS = 16  # of an answer
 ALLOCATORS = {"uniform": "uniform", "per_layer": "global"}
 
 
@@ -73,7 +73,7 @@ def main() -> None:
             engine_max_lora_rank=RANK,
             engine_args=f"--dtype {options.dtype}",
         )
-        turns = 2 if options.quick else 5
+        turns = 2 if options.quick else 3
         rows = asyncio.run(compare(settings, bases, turns))
     print(json.dumps(figures(rows), indent=2))
     print(report.write("speed_slim", figures(rows), rows, options.json))
