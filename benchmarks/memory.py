@@ -1,14 +1,15 @@
 """Memory and time of pruning jobs: peak resident memory of the stages, each in its own process.
 
-Usage: python benchmarks/memory.py [--quick] [--seven-b DIRECTORY] [--json FILE]
+Usage: python benchmarks/memory.py [--quick] [--seven-b DIRECTORY [--layers N]] [--json FILE]
 
 rss_depth_ratio is the peak of all stages that make the artifact (obs, refit in closed form) on a
 random base of 64 layers over that on one of 8 layers of the same shape; the evaluation, which runs
 both bases whole, is left out of it and stands in the rows.  bundled_seconds is the bundled model
-without adapters, one-shot and with its report, on two threads.  rss_7b_gib, only with --seven-b, is
-the same peak on a random fp16 checkpoint of Llama-7B's shape, in shards; it takes about an hour of
-one core and 55 GB in DIRECTORY, where a stage that has ended is not run again.  --quick takes 4 and
-16 layers and leaves the bundled model out.
+without adapters, one-shot and with its report, on two threads, and bundled_vs_fluctuation how many
+times as long as with FLAP's criterion and bias and without a refit.  rss_7b_gib, only with
+--seven-b, is the same peak on a random fp16 checkpoint of Llama-7B's shape, in shards; it takes
+about an hour of one core and 55 GB in DIRECTORY, where a run that was interrupted is taken up.
+--layers makes it shallower.  --quick takes 4 and 16 layers and leaves the bundled model out.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import report
 import torch
 
 from pruning.geometry import Geometry
+from pruning.jobs.kinds import stages_of
 from pruning.recipe import PruneSpec, Recipe
 from pruning.weights.tensors import expected
 from pruning.weights.writer import Entry, write
@@ -56,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seven-b", type=Path, metavar="DIRECTORY")
+    parser.add_argument("--layers", type=int, default=SEVEN_B["num_hidden_layers"])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     figures: dict[str, Any] = {}
@@ -66,11 +69,16 @@ def main() -> None:
         peaks.append(peak(rows, f"{depth} layers"))
     figures["rss_depth_ratio"] = round(peaks[1] / peaks[0], 3)
     if not options.quick:
-        figures["bundled_seconds"], bundled = run_bundled()
-        rows += bundled
+        seconds, bundled = run_bundled("bundled")
+        flap = {"criterion": {"name": "fluctuation"}, "bias_compensation": True, "recovery": []}
+        seconds_flap, bundled_flap = run_bundled("bundled, fluctuation", **flap)
+        rows += bundled + bundled_flap
+        figures["bundled_seconds"] = seconds
+        figures["bundled_vs_fluctuation"] = round(seconds / seconds_flap, 2)
     if options.seven_b:
-        rows += run_seven_b(options.seven_b)
-        figures["rss_7b_gib"] = round(peak(rows, "7B") / 1024, 2)
+        case = f"7B, {options.layers} layers"
+        rows += run_seven_b(case, options.seven_b, options.layers)
+        figures["rss_7b_gib"] = round(peak(rows, case) / 1024, 2)
     print(report.write("memory", figures, rows, options.json))
 
 
@@ -88,20 +96,21 @@ def run_small(case: str, depth: int) -> list[dict[str, Any]]:
         return run_stages(case, asked, work, (*MAKING, "evaluate"), threads=1)
 
 
-def run_seven_b(work: Path) -> list[dict[str, Any]]:
-    """Prune a random base of Llama-7B's shape; a row per stage."""
+def run_seven_b(case: str, work: Path, layers: int) -> list[dict[str, Any]]:
+    """Prune a random base of Llama-7B's shape with so many layers; a row per stage."""
     if not (work / "base" / INDEX).is_file():
-        write_base(work / "base", SEVEN_B)
+        write_base(work / "base", {**SEVEN_B, "num_hidden_layers": layers})
     asked = spec(work / "base", sequences=8, length=128)
-    return run_stages("7B", asked, work, MAKING, threads=1)
+    return run_stages(case, asked, work, MAKING, threads=1)
 
 
-def run_bundled() -> tuple[float, list[dict[str, Any]]]:
-    """Seconds of the bundled model's job, and its rows."""
+def run_bundled(case: str, **changes: Any) -> tuple[float, list[dict[str, Any]]]:
+    """Seconds of a job on the bundled model, and its rows."""
     with tempfile.TemporaryDirectory() as directory:
-        asked = spec(DEMO / "base", sequences=128, length=256)
+        asked = spec(DEMO / "base", sequences=128, length=256, **changes)
+        stages = stages_of(asked.recipe)[:-1]  # what is published stays in the directory
         started = time.monotonic()
-        rows = run_stages("bundled", asked, Path(directory), (*MAKING, "evaluate"), threads=2)
+        rows = run_stages(case, asked, Path(directory), stages, threads=2)
         return round(time.monotonic() - started, 1), rows
 
 
@@ -140,7 +149,7 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def spec(base: Path, sequences: int, length: int) -> PruneSpec:
+def spec(base: Path, sequences: int, length: int, **changes: Any) -> PruneSpec:
     cut = {"sequences": sequences, "length": length}
     recipe = Recipe.model_validate(
         {
@@ -151,6 +160,7 @@ def spec(base: Path, sequences: int, length: int) -> PruneSpec:
             "recovery": [{"name": "closed_form"}],
             "calibration": {"file": "text/calibration.txt", **cut},
             "evaluation": {"file": "text/evaluation.txt", **cut},
+            **changes,
         }
     )
     calibration, evaluation = (DEMO / text.file for text in (recipe.calibration, recipe.evaluation))
@@ -163,7 +173,7 @@ def write_base(directory: Path, shape: Mapping[str, int]) -> None:
     """A random fp16 Llama with the bundled tokenizer, written tensor by tensor."""
     config = json.loads((DEMO / "base" / "config.json").read_text())
     config |= {"head_dim": shape["hidden_size"] // shape["num_attention_heads"], **shape}
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (directory / name).write_bytes((DEMO / "base" / name).read_bytes())
