@@ -85,7 +85,7 @@ def test_unknown_methods_and_parameters_are_refused_with_the_choices(
 def test_only_the_grams_that_parameters_ask_for_are_collected(
     kind: Kind, name: str, params: dict[str, object], needs: set[str]
 ):
-    entry, chosen = resolve(kind, Method(name=name, params=params))
+    entry, chosen = methods.resolve(kind, Method(name=name, params=params))
     assert entry.needs | chosen.needs == needs
 
 
