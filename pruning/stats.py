@@ -158,8 +158,8 @@ def collect_into(
 ) -> None:
     """Collect what `needs` names for `Statistics.load(path)`; Grams get a directory beside it.
 
-    `state` survives a kill, which costs the walk over one layer for Grams, and for all else the
-    walk over all layers.
+    `state` survives a kill, which costs the walk over one layer for the Grams of inputs, and for
+    all else the walk over all layers.
     """
     state.mkdir(parents=True, exist_ok=True)
     grams = {"input_grams", "guided_grams"}.intersection(needs)
@@ -175,9 +175,18 @@ def collect_into(
         dense_grams(passage, checkpoint, state / "grams", part(progress, 0.4, 0.6))
         shutil.copytree(state / "grams", path.with_suffix(GRAMS), copy_function=os.link)
     if "guided_grams" in needs:
-        with TemporaryDirectory(dir=state) as states:
-            stream = Stream(checkpoint, ids_ST, Path(states))
-            guided_grams(stream, path.with_suffix(GUIDED), part(progress, 0.6, 1))
+        _guided(checkpoint, ids_ST, state, part(progress, 0.6, 1))
+        shutil.copytree(state / "guided", path.with_suffix(GUIDED), copy_function=os.link)
+
+
+def _guided(checkpoint: Checkpoint, ids_ST: Tensor, state: Path, progress: Progress) -> None:
+    finished, draft = state / "guided", state / "guided.draft"
+    if finished.exists():
+        return
+    shutil.rmtree(draft, ignore_errors=True)
+    with TemporaryDirectory(dir=state) as states:
+        guided_grams(Stream(checkpoint, ids_ST, Path(states)), draft, progress)
+    draft.rename(finished)
 
 
 def collect(
