@@ -1,5 +1,7 @@
 """Random steps: no row may ever see an adapter that is not its own.
 
+usage: python benchmarks/kernels_steps.py DTYPE COUNT SEED DEVICE    (prints the wrong rows)
+
 Before each step a slot may be loaded, emptied or loaded again with another adapter of another rank,
 and a composition may be pointed elsewhere.  Then a batch mixes rows of the base, of adapters and of
 sums of adapters, and every row is compared with a float64 reference: rows of the base to the bit,
@@ -7,6 +9,7 @@ others to the tolerance of their dtype.  `tests/multilora/test_isolation.py` run
 """
 
 import random
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,9 +101,12 @@ class Steps:
         self.wrong_rows += int((~right).sum())
 
 
-def wrong_rows(task: tuple[str, int, int, str]) -> int:
-    """Of so many steps with a dtype, a seed and a device; for a process of its own."""
-    dtype, count, seed, device = task
+def main() -> None:
+    dtype, count, seed, device = sys.argv[1:]
     torch.set_num_threads(1)
     with torch.inference_mode():
-        return Steps(getattr(torch, dtype), seed, device).run(count)
+        print(Steps(getattr(torch, dtype), int(seed), device).run(int(count)))
+
+
+if __name__ == "__main__":
+    main()

@@ -61,23 +61,21 @@ class PackedLinears:
         if sharded or not linears or linears[0].lora_a_stacked[0].dtype != dtype:
             return
         first = linears[0].lora_a_stacked[0]  # (S, 1, R, I)
-        on_gpu = first.device.type == "cuda"
+        device = str(first.device)
+        buffers = [(_one_slot(m.lora_a_stacked), _one_slot(m.lora_b_stacked)) for m in linears]
         shapes = {
-            _name(m.lora_a_stacked): Linear(m.lora_a_stacked[0].shape[-1], tuple(m.output_slices))
-            for m in linears
+            _name(a): Linear(a[0].shape[-1], tuple(module.output_slices))
+            for module, (a, _) in zip(linears, buffers, strict=True)
         }
-        rank = first.shape[2] if on_gpu else 0
-        pool = Pool(shapes, len(first), dtype, str(first.device), max_rank=rank)
+        room = 0 if first.is_cpu else first.shape[2]
+        pool = Pool(shapes, len(first), dtype, device, max_rank=room)
         if not pool.packed:
             return
         self.pool = pool
-        self.batch = Batch(
-            Compositions.of_slots(len(first), str(first.device)), max_rows=self._max_rows
-        )
+        self.batch = Batch(Compositions.of_slots(len(first), device), self._max_rows)
         self.all_ours = len(linears) == len(modules)
-        for module in linears:
-            module.lora_a_stacked = tuple(_one_slot(t) for t in module.lora_a_stacked)
-            module.lora_b_stacked = tuple(_one_slot(t) for t in module.lora_b_stacked)
+        for module, stacked in zip(linears, buffers, strict=True):
+            module.lora_a_stacked, module.lora_b_stacked = stacked
 
     def load(self, slot: int, modules: Iterable[Any]) -> None:
         """Pack what vLLM has just written into a slot of its modules."""
@@ -152,9 +150,9 @@ def _name(lora_a_stacked: tuple[Tensor, ...]) -> str:
     return str(lora_a_stacked[0].data_ptr())
 
 
-def _one_slot(stacked: Tensor) -> Tensor:
+def _one_slot(stacked: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """As many slots as before, which are all the same one."""
-    return torch.zeros_like(stacked[:1]).expand_as(stacked)
+    return tuple(torch.zeros_like(tensor[:1]).expand_as(tensor) for tensor in stacked)
 
 
 def _rank(a_RI: Tensor, b_OR: Tensor) -> Tensor:
