@@ -99,10 +99,10 @@ def built() -> Figures:
 
 def on_cpu(options: argparse.Namespace) -> tuple[Figures, Rows]:
     chosen = os.environ.get("MULTILORA_ISA") or next(filter(native.has, native.INSTRUCTION_SETS))
+    engine_figures, engine_rows = in_an_engine(options.quick)
+    print(json.dumps(engine_figures), flush=True)
     one = by_linear(CPU, RIVALS["cpu"], options.quick)
     two = [] if options.quick else by_linear(CPU, RIVALS["cpu"], quick=True, threads=2)
-    torch.set_num_threads(1)
-    engine_figures, engine_rows = in_an_engine(options.quick)
     figures = {
         "instruction_set": chosen,
         "cases": len(one) + len(two),
