@@ -54,7 +54,8 @@ class PackedLinears:
     all_ours = False  # then nothing needs what vLLM prepares for its own operators
 
     def __init__(self, max_num_batched_tokens: int, *args: Any, **kwargs: Any) -> None:
-        super().__init__(max_num_batched_tokens, *args, **kwargs)
+        theirs: Any = super()
+        theirs.__init__(max_num_batched_tokens, *args, **kwargs)
         self._max_rows = max_num_batched_tokens
 
     def adopt(self, modules: Mapping[str, Any], dtype: torch.dtype, sharded: bool) -> None:
@@ -130,8 +131,8 @@ class PackedLinears:
     ) -> None:
         """Sort, once per step, the rows by slot; nothing waits for the device."""
         if not self.all_ours:
-            parent: Any = super()
-            parent.update_metadata(mapping, lora_index_to_id, max_loras, vocab_size, **kwargs)
+            theirs: Any = super()
+            theirs.update_metadata(mapping, lora_index_to_id, max_loras, vocab_size, **kwargs)
         if self.pool is not None:
             self.batch.update(slots_of(mapping, lora_index_to_id))
 
