@@ -221,7 +221,7 @@ def _cycled(function: Callable[[int, int], None], calls: Iterable[Any]) -> Calla
 
 
 def batch_of(slots: list[int], setting: Setting) -> Batch:
-    batch = Batch(Compositions.of_slots(setting.adapters, device=setting.device), len(slots))
+    batch = Batch(Compositions.of_slots(setting.adapters, setting.device), len(slots))
     batch.update(slots)
     return batch
 

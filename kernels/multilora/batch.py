@@ -21,9 +21,9 @@ class Compositions:
         self.weights = torch.zeros(count, max_parts, device=device)
 
     @classmethod
-    def of_slots(cls, slots: int, max_parts: int = 1, device: str = "cpu") -> "Compositions":
+    def of_slots(cls, slots: int, device: str = "cpu") -> "Compositions":
         """The composition i is the adapter in slot i, as it is."""
-        compositions = cls(slots, max_parts, device)
+        compositions = cls(slots, device=device)
         compositions.slots[:, 0] = torch.arange(slots)
         compositions.weights.fill_(1.0)
         return compositions

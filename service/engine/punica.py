@@ -3,8 +3,9 @@
 vLLM finds its wrapper by name, so the plugin names ours; the wrapper overrides what vLLM calls once
 per step (`update_metadata`) and once per linear (`add_lora_linear`), and the manager of slots tells
 it what it has put into one.  Adapters live packed, each with its own rank, in a pool; what remains
-of vLLM's buffers is one slot through which all adapters pass on their way there.  Where vLLM is not
-as we know it, where there are no kernels, or for what they cannot do, it works as it always does.
+of vLLM's buffers is one slot through which all adapters pass on their way there.  On a CPU the
+parts of compositions lie in the pool too, once each, whoever uses them.  Where vLLM is not as we
+know it, where there are no kernels, or for what they cannot do, it works as it always does.
 """
 
 # Shape suffixes: T = tokens in the batch, I = inputs of the linear, O = outputs of all its slices,
@@ -12,7 +13,7 @@ as we know it, where there are no kernels, or for what they cannot do, it works 
 
 import inspect
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -25,9 +26,7 @@ from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.platforms import current_platform
 
 from multilora import Batch, Compositions, Linear, Pool, native
-from service.composition import MOST_PARTS
 from service.engine.composites import Composite, Part, matrices
-from service.engine.places import Places
 
 logger = logging.getLogger("vllm.graftwork.punica")
 
@@ -48,22 +47,23 @@ class PackedLinears:
     Goes before vLLM's own wrapper among the bases of a class.
     """
 
+    most_parts = 0  # of a composition that may come as its parts
     pool: Pool | None = None
     batch: Batch
-    places: Places
+    places: "Places"
     all_ours = False  # then nothing needs what vLLM prepares for its own operators
 
     def __init__(self, max_num_batched_tokens: int, *args: Any, **kwargs: Any) -> None:
-        parent: Any = super()
-        parent.__init__(max_num_batched_tokens, *args, **kwargs)
+        theirs: Any = super()
+        theirs.__init__(max_num_batched_tokens, *args, **kwargs)
         self._max_rows = max_num_batched_tokens
 
-    def adopt(self, modules: Sequence[Any], dtype: torch.dtype, sharded: bool) -> None:
+    def adopt(self, modules: Mapping[str, Any], dtype: torch.dtype, sharded: bool) -> None:
         """Make the pool for a model's modules, before anything is loaded or captured.
 
         `dtype` is that of the activations; `sharded` adapters go another way through vLLM.
         """
-        linears = _linears(modules)
+        linears = list(_linears(modules).values())
         if sharded or not linears or linears[0].lora_a_stacked[0].dtype != dtype:
             return
         first = linears[0].lora_a_stacked[0]  # (S, 1, R, I)
@@ -73,33 +73,29 @@ class PackedLinears:
             _name(a): Linear(a[0].shape[-1], tuple(module.output_slices))
             for module, (a, _) in zip(linears, buffers, strict=True)
         }
+        places = Places(slots, self.most_parts)
         room = 0 if first.is_cpu else first.shape[2]
-        parts = MOST_PARTS if first.is_cpu else 1  # a GPU's room is all taken at the start
-        places = Places(slots, more=slots * parts if first.is_cpu else 0)
         pool = Pool(shapes, places.total, dtype, device, max_rank=room)
         if not pool.packed:
             return
         self.pool, self.places = pool, places
-        self.batch = Batch(Compositions.of_slots(slots, parts, device), self._max_rows)
+        self.batch = Batch(
+            Compositions(slots, max(1, self.most_parts), device), max_rows=self._max_rows
+        )
         self.all_ours = len(linears) == len(modules)
         for module, stacked in zip(linears, buffers, strict=True):
             module.lora_a_stacked, module.lora_b_stacked = stacked
 
-    def load(self, slot: int, modules: Iterable[Any]) -> None:
+    def load(self, slot: int, modules: Mapping[str, Any]) -> None:
         """Pack what vLLM has just written into a slot of its modules."""
         if self.pool is None:
             return
-        linears = _linears(modules)
-        pairs = [
-            (a[slot, 0], b[slot, 0])
-            for m in linears
-            for a, b in zip(m.lora_a_stacked, m.lora_b_stacked, strict=True)
-        ]
+        stacked = [(m.lora_a_stacked, m.lora_b_stacked) for m in _linears(modules).values()]
+        pairs = [(x[slot, 0], y[slot, 0]) for a, b in stacked for x, y in zip(a, b, strict=True)]
         ranks = torch.stack([_rank(*pair) for pair in pairs]).tolist()  # waits for the device once
         cut = iter([(a[:r], b[:, :r]) for (a, b), r in zip(pairs, ranks, strict=True)])
-        weights = {_name(m.lora_a_stacked): [next(cut) for _ in m.lora_a_stacked] for m in linears}
         self.places.release(slot)
-        self.pool.load(slot, weights)
+        self.pool.load(slot, {_name(a): [next(cut) for _ in a] for a, _ in stacked})
         self.batch.compositions.set(slot, [(slot, 1.0)])
 
     def compose(
@@ -119,8 +115,7 @@ class PackedLinears:
             if new:
                 weights = {
                     _name(module.lora_a_stacked): matrices(part.model, packed, name)
-                    for name, module in modules.items()
-                    if _linears([module])
+                    for name, module in _linears(modules).items()
                 }
                 self.pool.load(place, weights)
             composition.append((place, part.weight))
@@ -136,10 +131,36 @@ class PackedLinears:
     ) -> None:
         """Sort, once per step, the rows by slot; nothing waits for the device."""
         if not self.all_ours:
-            parent: Any = super()
-            parent.update_metadata(mapping, lora_index_to_id, max_loras, vocab_size, **kwargs)
+            theirs: Any = super()
+            theirs.update_metadata(mapping, lora_index_to_id, max_loras, vocab_size, **kwargs)
         if self.pool is not None:
             self.batch.update(slots_of(mapping, lora_index_to_id))
+
+
+class Places:
+    """Places of a pool: one for each slot, and more for the parts that compositions share."""
+
+    def __init__(self, slots: int, most_parts: int) -> None:
+        self.total = slots * (1 + most_parts)
+        self._free = list(range(slots, self.total))
+        self._place: dict[str, int] = {}  # of a part
+        self._users: dict[str, set[int]] = {}  # slots
+
+    def take(self, part: str, slot: int) -> tuple[int, bool]:
+        """The place of a part that a slot uses from now on, and whether it is still empty."""
+        new = part not in self._place
+        if new:
+            self._place[part] = self._free.pop()
+        self._users.setdefault(part, set()).add(slot)
+        return self._place[part], new
+
+    def release(self, slot: int) -> None:
+        """A slot uses nothing any more; parts without another user give up their places."""
+        for part, users in list(self._users.items()):
+            users.discard(slot)
+            if not users:
+                del self._users[part]
+                self._free.append(self._place.pop(part))
 
 
 class PackingLoRAManager(LRUCacheLoRAModelManager):
@@ -149,7 +170,7 @@ class PackingLoRAManager(LRUCacheLoRAModelManager):
         super().__init__(*args, **kwargs)
         dtype = kwargs["vllm_config"].model_config.dtype
         for wrapper, modules in self._by_wrapper():
-            wrapper.adopt(list(modules.values()), dtype, self.lora_config.fully_sharded_loras)
+            wrapper.adopt(modules, dtype, self.lora_config.fully_sharded_loras)
             if wrapper.pool is None:
                 logger.warning("no multi-adapter kernels for this model: vLLM's own serve it")
 
@@ -157,8 +178,7 @@ class PackingLoRAManager(LRUCacheLoRAModelManager):
     def takes_parts(self) -> bool:
         """Whether a composition may come as its parts; if not, as one plain adapter."""
         whole = not any(getattr(module, "tp_size", 1) > 1 for module in self.modules.values())
-        pools = [wrapper.pool for wrapper, _ in self._by_wrapper()]
-        return whole and all(pool is not None and pool.device.type == "cpu" for pool in pools)
+        return whole and all(w.pool is not None and w.most_parts for w, _ in self._by_wrapper())
 
     def _create_merged_loras_inplace(self, lora_model: LoRAModel) -> None:
         if not isinstance(lora_model, Composite):
@@ -172,7 +192,7 @@ class PackingLoRAManager(LRUCacheLoRAModelManager):
                 if isinstance(model, Composite):
                     wrapper.compose(slot, model.parts, modules, self.packed_modules)
                 else:
-                    wrapper.load(slot, modules.values())
+                    wrapper.load(slot, modules)
         return activated
 
     def _by_wrapper(self) -> list[tuple[Any, dict[str, Any]]]:
@@ -190,8 +210,10 @@ def slots_of(mapping: LoRAMapping, lora_index_to_id: Sequence[int | None]) -> li
     return [slot_of[id_] for id_ in mapping.index_mapping]
 
 
-def _linears(modules: Iterable[Any]) -> list[Any]:
-    return [m for m in modules if isinstance(getattr(m, "lora_a_stacked", None), tuple)]
+def _linears(modules: Mapping[str, Any]) -> dict[str, Any]:
+    """The modules with LoRA on a linear, by name."""
+    stacked = {name: getattr(m, "lora_a_stacked", None) for name, m in modules.items()}
+    return {name: modules[name] for name, found in stacked.items() if isinstance(found, tuple)}
 
 
 def _name(lora_a_stacked: tuple[Tensor, ...]) -> str:

@@ -17,11 +17,14 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from multilora import apply_, reference
 from multilora.reference import Matrices
+from service.composition import MOST_PARTS
 from service.engine.punica import PackedLinears, _name, slots_of
 
 
 class GraftworkPunicaWrapperCPU(PackedLinears, PunicaWrapperCPU):
     """Works on the pool where there is one, else in torch on vLLM's buffers."""
+
+    most_parts = MOST_PARTS
 
     def update_metadata(
         self,

@@ -81,11 +81,11 @@ class Case:
             for buffer, matrices in zip(stacked, mine, strict=True):
                 buffer[slot] = 0
                 buffer[slot].copy_(matrices[slot])
-        wrapper.load(slot, [module])
+        wrapper.load(slot, {"linear": module})
 
-    def adopt(self, wrapper: Any, *others: Any) -> Any:
+    def adopt(self, wrapper: Any, **others: Any) -> Any:
         module = self.module(wrapper)
-        wrapper.adopt([module, *others], torch.float32, False)
+        wrapper.adopt({"linear": module, **others}, torch.float32, False)
         assert wrapper.pool is not None
         for slot in range(len(SLOTS)):
             self.activate(wrapper, module, slot)
@@ -138,7 +138,7 @@ def test_without_kernels_a_cpu_does_the_same_in_torch(ids: list[int], is_prefill
 def test_an_adapter_takes_its_own_rank_and_vllms_buffers_one_slot(wrapper: Any):
     case = Case([0])
     module = case.adopt(wrapper)
-    assert wrapper.pool.tables[punica._name(module.lora_a_stacked)][:, 0, 2].tolist() == [8, 8, 8]
+    assert wrapper.pool.tables[punica._name(module.lora_a_stacked)][:3, 0, 2].tolist() == [8, 8, 8]
     assert wrapper.pool.nbytes == 3 * 4 * (2 * 32 * 8 + 2 * 32 * 8)  # padded to 8 and to 32
     for stacked in (*module.lora_a_stacked, *module.lora_b_stacked):
         assert stacked.shape[0] == len(SLOTS)
@@ -163,7 +163,7 @@ def test_only_what_is_not_ours_makes_vllm_prepare_for_its_own_operators(wrapper:
     case.begin(wrapper)
     assert wrapper.indices_len == [None] * 4
     embedding = SimpleNamespace(lora_a_stacked=torch.zeros(3, 1, RANK, INPUTS))
-    case.adopt(wrapper, embedding)
+    case.adopt(wrapper, embedding=embedding)
     case.begin(wrapper)
     assert wrapper.token_lora_indices.tolist() == [0, 2, 1]
 
@@ -172,7 +172,7 @@ def test_a_model_that_there_are_no_kernels_for_keeps_vllms_buffers(wrapper: Any)
     case = Case([5])
     module = case.module(wrapper)
     for dtype, sharded in ((torch.float16, False), (torch.float32, True)):
-        wrapper.adopt([module], dtype, sharded)
+        wrapper.adopt({"linear": module}, dtype, sharded)
         assert wrapper.pool is None
         assert module.lora_a_stacked[0].stride(0) > 0
 
