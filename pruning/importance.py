@@ -1,6 +1,5 @@
 """The scores of all units of a base, layer by layer, by the criterion of a recipe."""
 
-from pruning.geometry import LINEARS
 from pruning.progress import Progress
 from pruning.recipe import Recipe
 from pruning.registry import LayerScores, LayerView, criterion
@@ -15,11 +14,12 @@ def score_layers(
     """One layer's weights in memory at a time."""
     score, _, params = criterion(recipe.criterion)
     num_layers = len(checkpoint.geometry.layers)
+    linears = checkpoint.geometry.architecture.linears
     scores: list[LayerScores] = []
     for layer in range(num_layers):
         progress(layer / num_layers, f"scoring layer {layer + 1} of {num_layers}")
         tensors = checkpoint.layer(layer)
-        weights = {name: tensors[f"{block_of(name)}.{name}.weight"].float() for name in LINEARS}
+        weights = {name: tensors[f"{block_of(name)}.{name}.weight"].float() for name in linears}
         view = LayerView(checkpoint.geometry, layer, weights, statistics, recipe.seed)
         scores.append(score(view, params))
     return scores

@@ -145,7 +145,7 @@ def _pass_layer(
     layer: int,
 ) -> None:
     adapted = _adapted(tensors, travel, layer)
-    blocks.fill(adapted)
+    blocks.fill(layer, adapted)
     for kind in KINDS:
         if kind not in readers:
             travel.passage.skip(kind)
@@ -157,7 +157,7 @@ def _pass_layer(
             bag = closest(target_HC, reader, fold(atoms, travel.rslora), gram)
             travel.atoms[key] = _unfolded(bag, atoms, travel.rslora)
             reader = replace(reader, weight_HK=reader.weight_HK.float() + bag.delta)
-        travel.passage.read(kind, reader)
+        travel.passage.read(blocks, kind, reader)
     travel.passage.finish_layer()
 
 

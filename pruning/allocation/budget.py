@@ -137,7 +137,7 @@ def _kv_steps(geometry: Geometry, recipe: Recipe, counts: Counts, even: bool) ->
     if not even:
         return tuple(range(sum(kept[0] - kept[-1] for kept in counts.values()) + 1))
     layer, kept = geometry.layers[0], next(iter(counts.values()))
-    if recipe.export == "uniform":
+    if uniform_export(geometry, recipe):
         size, biases = layer.group_size, recipe.bias_compensation
         kept = tuple(n for n in kept if stock_family(geometry, n * size, biases))
         if not kept:
@@ -177,8 +177,7 @@ def check(geometry: Geometry, recipe: Recipe) -> None:
         raise InvalidInput("base", "layers differ in width: it is slim already; give a dense base")
     _check_blocks(geometry, recipe)
     _check_floors(geometry, recipe)
-    if recipe.export == "uniform" and recipe.allocator.name != "uniform":
-        raise InvalidInput("export", "uniform needs allocator uniform; give auto or per_layer")
+    _check_export(geometry, recipe)
     _check_memory(geometry, recipe)
     _check_target(geometry, recipe)
 
@@ -193,6 +192,21 @@ def any_space(geometry: Geometry, recipe: Recipe) -> Space:
     return space(geometry, recipe, kept(recipe.blocks.attention), kept(recipe.blocks.mlp))
 
 
+def uniform_export(geometry: Geometry, recipe: Recipe) -> bool:
+    """Whether nothing but a stock class may hold the slim base."""
+    return recipe.export == "uniform" or geometry.architecture.uniform_only is not None
+
+
+def _check_export(geometry: Geometry, recipe: Recipe) -> None:
+    reason = geometry.architecture.uniform_only
+    if reason and recipe.export == "per_layer":
+        raise InvalidInput("export", f"{geometry.family} has uniform exports only: {reason}")
+    if reason and recipe.allocator.name != "uniform":
+        raise InvalidInput("allocator", f"{geometry.family} needs uniform: {reason}")
+    if recipe.export == "uniform" and recipe.allocator.name != "uniform":
+        raise InvalidInput("export", "uniform needs allocator uniform; give auto or per_layer")
+
+
 def _check_blocks(geometry: Geometry, recipe: Recipe) -> None:
     blocks, num_layers = recipe.blocks, len(geometry.layers)
     most = min(num_layers - 1, num_layers - len(recipe.floors.layers))
@@ -201,7 +215,7 @@ def _check_blocks(geometry: Geometry, recipe: Recipe) -> None:
             raise InvalidInput(
                 f"blocks.{name}", f"at most {most}: one must stay, and those in floors.layers"
             )
-    if recipe.export == "uniform" and blocks.attention != blocks.mlp:
+    if uniform_export(geometry, recipe) and blocks.attention != blocks.mlp:
         raise InvalidInput("export", "uniform keeps whole layers; remove as many mlp as attention")
 
 

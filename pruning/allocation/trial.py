@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM
 
+from pruning.evaluation import load
 from pruning.plan import Plan
 from pruning.stats import Statistics
 from pruning.units import BLOCKS, KINDS, READERS, Kind, kept, members
@@ -30,9 +30,8 @@ class Trial:
     def __init__(self, checkpoint: Checkpoint, ids_ST: Tensor, statistics: Statistics):
         """`statistics` has the input moments of readers if plans compensate by biases."""
         self.ids_ST, self._geometry, self._statistics = ids_ST, checkpoint.geometry, statistics
-        model = AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=torch.float32)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model: Any = model.eval().to(self._device)
+        self._model = load(checkpoint.directory)
+        self._device = self._model.device
         self._masks: dict[tuple[int, Kind], tuple[Tensor, Tensor]] = {}
         for layer, module in enumerate(self._model.model.layers):
             for kind in KINDS:

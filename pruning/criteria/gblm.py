@@ -15,15 +15,14 @@ from pruning.registry import LayerScores, LayerView
 from pruning.scoring import input_rms, summed
 from pruning.units import Member
 
-_SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
-
 
 def score(layer: LayerView, params: GblmParams) -> LayerScores:
     """Blended saliency of each unit, in units of the hidden state."""
 
     def channels(member: Member) -> Tensor:
         weight = layer.weights[member.linear].double().abs()
-        rms = input_rms(layer, _SAME_INPUT.get(member.linear, member.linear))
+        entrance = layer.geometry.architecture.block_of(member.linear).entrance
+        rms = input_rms(layer, member.linear if member.axis else entrance)
         read_C = (weight * rms).sum(dim=1 - member.axis)
         gradients = layer.statistics.sequence_gradients[layer.index, member.linear]
         steep_C = gradients.l1_C if params.norm == "l1" else gradients.l2_C

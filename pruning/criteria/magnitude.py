@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pruning.methods.criteria import MagnitudeParams
 from pruning.registry import LayerScores, LayerView
+from pruning.scoring import by_unit
 from pruning.units import Kind, members
 
 
@@ -22,5 +23,5 @@ def _norm(layer: LayerView, kind: Kind, params: MagnitudeParams) -> Tensor:
     for member in members(layer.geometry, layer.index, kind):
         weight = layer.weights[member.linear].double()
         size = weight.abs() if params.norm == "l1" else weight.square()
-        total = total + size.sum(dim=1 - member.axis).view(-1, member.channels).sum(dim=1)
+        total = total + by_unit(size.sum(dim=1 - member.axis), member).sum(dim=1)
     return total if params.norm == "l1" else total.sqrt()

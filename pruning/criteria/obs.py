@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pruning.methods.criteria import ObsParams
 from pruning.registry import LayerScores, LayerView
+from pruning.scoring import reader
 from pruning.statistics.grams import elimination
-from pruning.units import READERS, Kind, members
+from pruning.units import Kind
 
 
 def score(layer: LayerView, params: ObsParams) -> LayerScores:
@@ -23,9 +24,8 @@ def score(layer: LayerView, params: ObsParams) -> LayerScores:
 
 
 def _costs(layer: LayerView, kind: Kind, params: ObsParams) -> Tensor:
-    reader = READERS[kind]
-    (member,) = (m for m in members(layer.geometry, layer.index, kind) if m.linear == reader)
+    member = reader(layer, kind)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    gram_CC = layer.statistics.grams[layer.index, reader].to(device)
-    weight_HC = layer.weights[reader].to(device)
+    gram_CC = layer.statistics.grams[layer.index, member.linear].to(device)
+    weight_HC = layer.weights[member.linear].to(device)
     return elimination(weight_HC, gram_CC, member.channels, params.damping, params.rounds)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pruning.methods.criteria import PqParams
 from pruning.registry import LayerScores, LayerView
+from pruning.scoring import by_unit
 from pruning.units import Kind, members
 
 
@@ -31,7 +32,7 @@ def _weights(layer: LayerView, kind: Kind) -> Tensor:
     for member in members(layer.geometry, layer.index, kind):
         weight = layer.weights[member.linear].double().abs()
         rows = weight if member.axis == 0 else weight.T
-        parts.append(rows.reshape(-1, member.channels * rows.shape[1]))
+        parts.append(by_unit(rows, member).flatten(1))
     return torch.cat(parts, dim=1)
 
 

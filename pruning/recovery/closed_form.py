@@ -40,7 +40,7 @@ def _refit_layer(
     """Take `passage` through one layer, and keep the layer's new readers on disk."""
     layer, found = passage.layer, dict[str, Tensor]()
     tensors = context.checkpoint.layer(layer)
-    blocks.fill(tensors)
+    blocks.fill(layer, tensors)
     chosen = selections(context.checkpoint.geometry, layer, context.plan.layers[layer])
     for kind in KINDS:
         linear = READERS[kind]
@@ -53,7 +53,7 @@ def _refit_layer(
         if len(kept_K) < reader.num_inputs:
             gains_bias = context.plan.bias_compensation
             reader = refit_reader(reader, gram, kept_K, params.damping, gains_bias)
-        passage.read(kind, reader)
+        passage.read(blocks, kind, reader)
         found |= reader.named(kind)
     save_file(found, context.state / f"layer-{layer}.safetensors")
 

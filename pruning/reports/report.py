@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from pruning.geometry import LINEARS, Geometry
+from pruning.geometry import Geometry
 from pruning.methods.entry import MethodEntry
 from pruning.plan import Plan
 from pruning.recipe import Recipe
@@ -105,7 +105,7 @@ def size_of(geometry: Geometry, weight_bytes: int) -> Size:
     shapes = [
         geometry.linear_shape(layer, linear)
         for layer in range(len(geometry.layers))
-        for linear in LINEARS
+        for linear in geometry.architecture.linears
     ]
     weights = sum(math.prod(shape) for shape in shapes if shape)
     head = geometry.vocab_size * geometry.hidden_size

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 from pruning.adapters.algebra import Bag
 from pruning.adapters.refit import OwnText, closest
 from pruning.allocation import budget
+from pruning.architectures.llama import LINEARS
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
-from pruning.geometry import LINEARS
 from pruning.pipeline import STAGES
 from pruning.recipe import PruneSpec, Recipe
 from pruning.statistics.grams import Gram

@@ -21,7 +21,7 @@ from pruning.registry import LayerScores, Problem
 
 WHOLE_BASE = ("rate_distortion", "search")  # they run it; see allocators/test_trial.py
 NUM_LAYERS, GROUPS, WIDTH = 6, 4, 640
-GEOMETRY = Geometry("llama", 4096, 256, 32, True, False, (Layer(8, GROUPS, WIDTH),) * NUM_LAYERS)
+GEOMETRY = Geometry("llama", 4096, 256, 32, True, (Layer(8, GROUPS, WIDTH),) * NUM_LAYERS)
 
 
 def recipe(**changes: object) -> Recipe:
@@ -37,7 +37,6 @@ geometries = st.builds(
         hidden,
         head_dim,
         True,
-        family == "qwen3",
         (Layer(kv * group, kv, width, qkv_bias=family == "qwen2"),) * layers,
     ),
     layers=st.integers(2, 9),
@@ -317,12 +316,12 @@ def test_a_recipe_has_one_target_in_one_measure(changes: dict[str, object]):
 
 
 def test_biases_in_a_stock_qwen3_are_refused_at_once():
-    qwen3 = Geometry("qwen3", 4096, 256, 32, True, True, GEOMETRY.layers)
+    qwen3 = Geometry("qwen3", 4096, 256, 32, True, GEOMETRY.layers)
     with pytest.raises(InvalidInput, match="per_layer"):
         budget.check(qwen3, recipe(export="uniform", bias_compensation=True))
 
 
 def test_a_base_that_is_slim_already_is_refused():
-    slim = Geometry("llama", 8, 256, 32, True, False, (Layer(8, 4, 640), Layer(8, 4, 320)))
+    slim = Geometry("llama", 8, 256, 32, True, (Layer(8, 4, 640), Layer(8, 4, 320)))
     with pytest.raises(InvalidInput, match="slim already"):
         budget.check(slim, recipe())

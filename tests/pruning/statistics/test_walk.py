@@ -74,7 +74,7 @@ def test_each_reader_sees_what_went_through_the_new_readers_before_it(
     blocks, grams = Blocks(checkpoint), dict[tuple[int, str], Gram]()
     generator = torch.Generator().manual_seed(0)
     for layer in range(len(model.model.layers)):
-        blocks.fill(checkpoint.layer(layer))
+        blocks.fill(layer, checkpoint.layer(layer))
         for kind in KINDS:
             module = model.model.layers[layer].get_submodule(f"{BLOCKS[kind]}.{READERS[kind]}")
             outputs, inputs = module.weight.shape
@@ -84,7 +84,7 @@ def test_each_reader_sees_what_went_through_the_new_readers_before_it(
             module.weight.data.zero_()[:, kept] = new
             module.bias = torch.nn.Parameter(bias)
             grams[layer, READERS[kind]] = passage.gram(blocks, kind)
-            passage.read(kind, Reader(inputs, kept, new, bias))
+            passage.read(blocks, kind, Reader(inputs, kept, new, bias))
         passage.finish_layer()
     for key, inputs in seen_inputs(model, ids).items():
         tokens = inputs.flatten(0, 1).double()
@@ -98,12 +98,12 @@ def test_a_skipped_block_adds_nothing(
     checkpoint, model = Checkpoint(dense_base("llama")), whole(dense_base("llama"))
     passage, blocks = Passage(checkpoint, ids, counted(ids, 0), tmp_path), Blocks(checkpoint)
     tensors = checkpoint.layer(0)
-    blocks.fill(tensors)
+    blocks.fill(0, tensors)
     passage.skip("kv_group")
     passage.gram(blocks, "ffn_channel")
-    passage.read("ffn_channel", Reader.dense(tensors, "ffn_channel", blocks.device))
+    passage.read(blocks, "ffn_channel", Reader.dense(tensors, "ffn_channel", blocks.device))
     passage.finish_layer()
-    blocks.fill(checkpoint.layer(1))
+    blocks.fill(1, checkpoint.layer(1))
     found = passage.gram(blocks, "kv_group").products_CC
     model.model.layers[0].self_attn.o_proj.weight.data.zero_()
     tokens = seen_inputs(model, ids)[1, "o_proj"].flatten(0, 1)
