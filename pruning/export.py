@@ -57,20 +57,22 @@ def gained_biases(geometry: Geometry, plan: Plan, layer: int) -> tuple[bool, boo
     """Whether o_proj and down_proj of a layer carry the folded mean of units that left it."""
     dense, kept = geometry.layers[layer], plan.layers[layer]
     return (
-        plan.bias_compensation and 0 < len(kept.kv_groups) < dense.num_kv_heads,
+        plan.bias_compensation and 0 < kept.num_heads(dense) < dense.num_heads,
         plan.bias_compensation and 0 < len(kept.ffn_channels) < dense.intermediate_size,
     )
 
 
 def _uniform_obstacle(config: Mapping[str, Any], geometry: Geometry, plan: Plan) -> str | None:
     kept = [plan.layers[i] for i in plan.kept_layers]
-    shapes = {(len(layer.kv_groups), len(layer.ffn_channels)) for layer in kept}
+    dense = geometry.layers[0]
+    shapes = {
+        (layer.num_heads(dense), len(layer.kv_groups), len(layer.ffn_channels)) for layer in kept
+    }
     if len(shapes) != 1:
         return "layers differ in width (allocator uniform keeps them alike)"
-    num_groups, width = next(iter(shapes))
+    num_heads, num_groups, width = next(iter(shapes))
     if not num_groups or not width:
         return "a layer lacks attention or MLP"
-    num_heads = num_groups * geometry.layers[0].group_size
     first = plan.kept_layers[0]
     family = stock_family(geometry, num_heads, any(gained_biases(geometry, plan, first)))
     if family is None:
@@ -83,7 +85,7 @@ def _uniform_obstacle(config: Mapping[str, Any], geometry: Geometry, plan: Plan)
 def _uniform(config: Mapping[str, Any], geometry: Geometry, plan: Plan) -> dict[str, Any]:
     first = plan.kept_layers[0]
     kept = plan.layers[first]
-    num_heads = len(kept.kv_groups) * geometry.layers[first].group_size
+    num_heads = kept.num_heads(geometry.layers[first])
     o_bias, down_bias = gained_biases(geometry, plan, first)
     family = stock_family(geometry, num_heads, o_bias or down_bias)
     assert family is not None  # there is no obstacle
@@ -120,7 +122,7 @@ def _layer_entry(geometry: Geometry, plan: Plan, layer: int) -> dict[str, Any]:
     blocks = {"self_attn": kept.kv_groups, "mlp": kept.ffn_channels}
     skip = [name for name, units in blocks.items() if not units]
     return {
-        "num_attention_heads": num_groups * dense.group_size,
+        "num_attention_heads": kept.num_heads(dense) or dense.num_heads,
         "num_key_value_heads": num_groups,
         "intermediate_size": len(kept.ffn_channels) or dense.intermediate_size,
         "o_proj_bias": o_bias,

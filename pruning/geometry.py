@@ -6,7 +6,7 @@ many parameters a unit costs, and what width each linear of each layer has.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,11 @@ class Geometry:
     def architecture(self) -> Architecture:
         """The descriptor of the family."""
         return ARCHITECTURES[self.family]
+
+    def with_heads(self, per_group: int) -> "Geometry":
+        """That of the base with so many query heads in each KV group."""
+        layers = (replace(lay, num_heads=lay.num_kv_heads * per_group) for lay in self.layers)
+        return replace(self, layers=tuple(layers))
 
     def rows(self, layer: int, part: Part) -> int:
         """How many outputs a part of a writer has; 0 where its block is absent."""

@@ -8,8 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pruning.registry import LayerView
+from pruning.registry import LayerScores, LayerView
 from pruning.units import Kind, Member, members
+
+
+def by_kind(layer: LayerView, score: Callable[[Kind], Tensor]) -> LayerScores:
+    """The scores of all kinds that are asked for."""
+    return LayerScores(**{kind: score(kind) for kind in layer.kinds})
 
 
 def summed(layer: LayerView, kind: Kind, channels: Callable[[Member], Tensor]) -> Tensor:

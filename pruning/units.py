@@ -1,7 +1,7 @@
 """What leaves together: KV groups, query heads and FFN channels as rows and columns of linears."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pruning.architectures.layout import Block, Part
@@ -88,11 +88,6 @@ def num_units(geometry: Geometry, layer: int, kind: Kind) -> int:
     }[kind]
 
 
-def kept(plan: LayerPlan, kind: Kind) -> tuple[int, ...]:
-    """The units of `kind` that a layer's plan keeps."""
-    return plan.kv_groups if kind == "kv_group" else plan.ffn_channels
-
-
 @dataclass(frozen=True)
 class Selection:
     """The rows (axis 0) or columns (axis 1) of a linear that stay."""
@@ -103,9 +98,15 @@ class Selection:
 
 def selections(geometry: Geometry, layer: int, plan: LayerPlan) -> Mapping[str, Selection]:
     """What of each linear stays; linears of removed blocks are absent."""
-    return {
-        member.linear: Selection(member.axis, tuple(member.indices(kept(plan, kind))))
-        for kind in KINDS
-        if kept(plan, kind)
-        for member in members(geometry, layer, kind)
-    }
+    chosen: dict[str, Selection] = {}
+    for kind, kept in (("kv_group", plan.kv_groups), ("ffn_channel", plan.ffn_channels)):
+        for member in members(geometry, layer, kind) if kept else ():
+            chosen[member.linear] = Selection(member.axis, tuple(member.indices(kept)))
+    if plan.kv_groups and plan.query_heads is not None:
+        heads = range(geometry.layers[layer].num_heads)
+        leaving = set(heads).difference(plan.query_heads)
+        for member in members(geometry, layer, "query_head"):
+            gone, whole = set(member.indices(leaving)), chosen[member.linear]
+            rest = tuple(index for index in whole.indices if index not in gone)
+            chosen[member.linear] = replace(whole, indices=rest)
+    return chosen

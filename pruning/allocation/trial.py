@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from pruning.evaluation import load
 from pruning.plan import Plan
 from pruning.stats import Statistics
-from pruning.units import BLOCKS, KINDS, READERS, Kind, kept, members
+from pruning.units import BLOCKS, KINDS, READERS, Kind, selections
 from pruning.weights.checkpoint import Checkpoint
 
 BATCH_TOKENS = 4096
@@ -74,17 +74,18 @@ class Trial:
         """For each block: which channels of its reader stay, and what stands for the others."""
         self._masks.clear()
         for layer, layer_plan in enumerate(plan.layers):
-            for kind in KINDS:
-                reader = members(self._geometry, layer, kind)[-1]
-                shape = self._geometry.linear_shape(layer, reader.linear)
+            chosen = selections(self._geometry, layer, layer_plan)
+            for kind, linear in READERS.items():
+                shape = self._geometry.linear_shape(layer, linear)
                 assert shape is not None
                 mask_C = torch.zeros(shape[1])
-                mask_C[reader.indices(kept(layer_plan, kind))] = 1
+                if linear in chosen:
+                    mask_C[list(chosen[linear].indices)] = 1
                 if mask_C.all():
                     continue
                 fill_C = torch.zeros(shape[1])
                 if plan.bias_compensation:
-                    fill_C = self._statistics.moments[layer, reader.linear].mean_C.float()
+                    fill_C = self._statistics.moments[layer, linear].mean_C.float()
                 masks = mask_C.to(self._device), ((1 - mask_C) * fill_C).to(self._device)
                 self._masks[layer, kind] = masks
 

@@ -18,16 +18,13 @@ from torch import Tensor
 
 from pruning.methods.criteria import CfspParams
 from pruning.registry import LayerScores, LayerView
-from pruning.scoring import by_unit, input_rms
+from pruning.scoring import by_kind, by_unit, input_rms
 from pruning.units import Kind, members
 
 
 def score(layer: LayerView, params: CfspParams) -> LayerScores:
     """Relative activation of each unit, summed over its channels."""
-    return LayerScores(
-        _relative(layer, "kv_group", params),
-        _relative(layer, "ffn_channel", params),
-    )
+    return by_kind(layer, lambda kind: _relative(layer, kind, params))
 
 
 def _relative(layer: LayerView, kind: Kind, params: CfspParams) -> Tensor:

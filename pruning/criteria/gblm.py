@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pruning.methods.criteria import GblmParams
 from pruning.registry import LayerScores, LayerView
-from pruning.scoring import input_rms, summed
+from pruning.scoring import by_kind, input_rms, summed
 from pruning.units import Member
 
 
@@ -29,4 +29,4 @@ def score(layer: LayerView, params: GblmParams) -> LayerScores:
         scale = (read_C.sum() / steep_C.sum()).nan_to_num(0, posinf=0)
         return read_C + params.alpha * scale * steep_C
 
-    return LayerScores(summed(layer, "kv_group", channels), summed(layer, "ffn_channel", channels))
+    return by_kind(layer, lambda kind: summed(layer, kind, channels))

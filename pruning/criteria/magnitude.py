@@ -9,13 +9,13 @@ from torch import Tensor
 
 from pruning.methods.criteria import MagnitudeParams
 from pruning.registry import LayerScores, LayerView
-from pruning.scoring import by_unit
+from pruning.scoring import by_kind, by_unit
 from pruning.units import Kind, members
 
 
 def score(layer: LayerView, params: MagnitudeParams) -> LayerScores:
     """L1 or L2 norm over all rows and columns of each unit."""
-    return LayerScores(_norm(layer, "kv_group", params), _norm(layer, "ffn_channel", params))
+    return by_kind(layer, lambda kind: _norm(layer, kind, params))
 
 
 def _norm(layer: LayerView, kind: Kind, params: MagnitudeParams) -> Tensor:

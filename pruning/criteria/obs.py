@@ -13,14 +13,14 @@ from torch import Tensor
 
 from pruning.methods.criteria import ObsParams
 from pruning.registry import LayerScores, LayerView
-from pruning.scoring import reader
+from pruning.scoring import by_kind, reader
 from pruning.statistics.grams import elimination
 from pruning.units import Kind
 
 
 def score(layer: LayerView, params: ObsParams) -> LayerScores:
     """Summed squared error over the calibration tokens that each unit adds as it leaves."""
-    return LayerScores(_costs(layer, "kv_group", params), _costs(layer, "ffn_channel", params))
+    return by_kind(layer, lambda kind: _costs(layer, kind, params))
 
 
 def _costs(layer: LayerView, kind: Kind, params: ObsParams) -> Tensor:

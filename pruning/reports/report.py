@@ -126,7 +126,7 @@ def layers_of(geometry: Geometry, plan: Plan) -> tuple[LayerReport, ...]:
             layer=i,
             kv_groups=len(kept.kv_groups),
             dense_kv_groups=dense.num_kv_heads,
-            heads=len(kept.kv_groups) * dense.group_size,
+            heads=kept.num_heads(dense),
             dense_heads=dense.num_heads,
             ffn_channels=len(kept.ffn_channels),
             dense_ffn_channels=dense.intermediate_size,

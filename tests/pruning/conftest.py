@@ -194,6 +194,7 @@ def make_problem() -> Callable[..., Problem]:
             LayerScores(
                 torch.rand(layer.num_kv_heads, dtype=torch.float64, generator=generator),
                 torch.rand(layer.intermediate_size, dtype=torch.float64, generator=generator),
+                torch.rand(layer.num_heads, dtype=torch.float64, generator=generator),
             )
             for layer in geometry.layers
         ]

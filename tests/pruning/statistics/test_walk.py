@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
+from pruning.evaluation import load
 from pruning.statistics import streaming
 from pruning.statistics.grams import Gram, StoredGrams
 from pruning.statistics.walk import Blocks, Passage, Reader, counted, dense_grams, refit_reader
 from pruning.units import BLOCKS, KINDS, READERS
 from pruning.weights.checkpoint import Checkpoint
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "llama with biases")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "llama with biases")
 
 
 def quiet(fraction: float, message: str) -> None:
@@ -23,7 +23,7 @@ def quiet(fraction: float, message: str) -> None:
 
 
 def whole(base: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    return load(base)
 
 
 def seen_inputs(model: Any, ids: Tensor) -> dict[tuple[int, str], Tensor]:
