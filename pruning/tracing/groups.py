@@ -56,12 +56,17 @@ def find_groups(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Group]:
 
 
 def _stored(program: torch.export.ExportedProgram, labels: Labels) -> dict[str, Shaped]:
-    """Parameters with a label per channel, and buffers, by their node in the graph."""
+    """Parameters with a label per channel, and buffers, by their node in the graph.
+
+    Tied parameters share their labels.
+    """
     signature, found = program.graph_signature, dict[str, Shaped]()
     state = {**program.state_dict, **program.constants}
+    tied: dict[tuple[int, tuple[int, ...]], Shaped] = {}
     for node, name in signature.inputs_to_parameters.items():
         sizes = tuple(state[name].shape)
-        found[node] = Shaped(sizes, [labels.fresh(n) if n > 1 else None for n in sizes])
+        fresh = Shaped(sizes, [labels.fresh(n) if n > 1 else None for n in sizes])
+        found[node] = tied.setdefault((state[name].data_ptr(), sizes), fresh)
     for node, name in signature.inputs_to_buffers.items():
         sizes = tuple(state[name].shape)
         found[node] = Shaped(sizes, [None] * len(sizes))

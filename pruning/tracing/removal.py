@@ -40,23 +40,28 @@ def remove(model: nn.Module, groups: Sequence[Group]) -> None:
     for group in groups:
         for place, channels in group.channels.items():
             leaving[place].update(channels)
+    narrowed: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # tied tensors stay tied
     for (name, axis), channels in leaving.items():
         path, _, attribute = name.rpartition(".")
         module = model.get_submodule(path)
         stored: Tensor = getattr(module, attribute)
-        kept = [c for c in range(stored.shape[axis]) if c not in channels]
-        if not kept:
-            raise ValueError(f"{name} would lose all of its {stored.shape[axis]} channels")
-        narrow = stored.detach().index_select(axis, torch.tensor(kept, device=stored.device))
-        _put(module, attribute, stored, narrow)
+        key = id(stored), axis
+        if key not in narrowed:
+            narrowed[key] = stored, _narrow(name, stored, axis, channels)
+        narrow = narrowed[key][1]
+        setattr(module, attribute, narrow)
         if attribute == "weight":
-            _tell(module, axis, len(kept))
+            _tell(module, axis, narrow.shape[axis])
 
 
-def _put(module: nn.Module, attribute: str, stored: Tensor, narrow: Tensor) -> None:
+def _narrow(name: str, stored: Tensor, axis: int, leaving: set[int]) -> Tensor:
+    kept = [channel for channel in range(stored.shape[axis]) if channel not in leaving]
+    if not kept:
+        raise ValueError(f"{name} would lose all of its {stored.shape[axis]} channels")
+    narrow = stored.detach().index_select(axis, torch.tensor(kept, device=stored.device))
     if isinstance(stored, nn.Parameter):
-        narrow = nn.Parameter(narrow, requires_grad=stored.requires_grad)
-    setattr(module, attribute, narrow)
+        return nn.Parameter(narrow, requires_grad=stored.requires_grad)
+    return narrow
 
 
 def _tell(module: Any, axis: int, width: int) -> None:

@@ -28,7 +28,7 @@ def propagate(labels: Labels, target: Any, out: Any, arguments: Sequence[Any]) -
     Raises ValueError for an operation on labelled channels that has no rule.
     """
     tensors = [a for a in _flat(arguments) if isinstance(a, Shaped)]
-    if not any(tensor.labelled for tensor in tensors):
+    if out is None or not any(tensor.labelled for tensor in tensors):  # None: an assertion
         return _unlabelled(out)
     name = target.__name__.partition(".")[0] if hasattr(target, "__name__") else str(target)
     if name in _RULES:
