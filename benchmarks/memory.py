@@ -1,23 +1,26 @@
 """Memory and time of pruning jobs: peak resident memory of the stages, each in its own process.
 
-Usage: python benchmarks/memory.py [--quick] [--seven-b] [--json FILE]
+Usage: python benchmarks/memory.py [--quick] [--seven-b DIRECTORY [--layers N]] [--json FILE]
 
 rss_depth_ratio is the peak of all stages that make the artifact (obs, refit in closed form) on a
 random base of 64 layers over that on one of 8 layers of the same shape; the evaluation, which runs
 both bases whole, is left out of it and stands in the rows.  bundled_seconds is the bundled model
-without adapters, one-shot and with its report, on two threads.  rss_7b_gib, only with --seven-b, is
-the same peak on a random fp16 checkpoint of Llama-7B's shape; it takes hours on a few cores and
-40 GB of disk.  --quick takes 4 and 16 layers and leaves the bundled model out.
+without adapters, one-shot and with its report, on two threads, and bundled_vs_fluctuation how many
+times as long as with FLAP's criterion and bias and without a refit.  rss_7b_gib, only with
+--seven-b, is the same peak on a random fp16 checkpoint of Llama-7B's shape, in shards; it takes
+about an hour of one core and 55 GB in DIRECTORY, where a run that was interrupted is taken up.
+--layers makes it shallower.  --quick takes 4 and 16 layers and leaves the bundled model out.
 """
 
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ import report
 import torch
 
 from pruning.geometry import Geometry
+from pruning.jobs.kinds import stages_of
 from pruning.recipe import PruneSpec, Recipe
 from pruning.weights.tensors import expected
 from pruning.weights.writer import Entry, write
@@ -43,28 +47,38 @@ SEVEN_B = {
     "num_attention_heads": 32,
     "num_key_value_heads": 32,
     "num_hidden_layers": 32,
+    "vocab_size": 32000,
+    "tie_word_embeddings": False,
 }
+SHARD_BYTES = 2 << 30
+INDEX = "model.safetensors.index.json"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--seven-b", action="store_true")
+    parser.add_argument("--seven-b", type=Path, metavar="DIRECTORY")
+    parser.add_argument("--layers", type=int, default=SEVEN_B["num_hidden_layers"])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     figures: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     peaks = []
     for depth in (4, 16) if options.quick else (8, 64):
-        rows += run(f"{depth} layers", {**SMALL, "num_hidden_layers": depth}, 16, evaluated=True)
+        rows += run_small(f"{depth} layers", depth)
         peaks.append(peak(rows, f"{depth} layers"))
     figures["rss_depth_ratio"] = round(peaks[1] / peaks[0], 3)
     if not options.quick:
-        figures["bundled_seconds"], bundled = run_bundled()
-        rows += bundled
+        seconds, bundled = run_bundled("bundled")
+        flap = {"criterion": {"name": "fluctuation"}, "bias_compensation": True, "recovery": []}
+        seconds_flap, bundled_flap = run_bundled("bundled, fluctuation", **flap)
+        rows += bundled + bundled_flap
+        figures["bundled_seconds"] = seconds
+        figures["bundled_vs_fluctuation"] = round(seconds / seconds_flap, 2)
     if options.seven_b:
-        rows += run("7B", SEVEN_B, 64, evaluated=False)
-        figures["rss_7b_gib"] = round(peak(rows, "7B") / 1024, 2)
+        case = f"7B, {options.layers} layers"
+        rows += run_seven_b(case, options.seven_b, options.layers)
+        figures["rss_7b_gib"] = round(peak(rows, case) / 1024, 2)
     print(report.write("memory", figures, rows, options.json))
 
 
@@ -73,21 +87,30 @@ def peak(rows: Sequence[dict[str, Any]], case: str) -> float:
     return max(r["peak_mib"] for r in rows if r["case"] == case and r["stage"] in MAKING)
 
 
-def run(case: str, shape: dict[str, int], sequences: int, evaluated: bool) -> list[dict[str, Any]]:
-    """Prune a random base of a shape; a row per stage."""
+def run_small(case: str, depth: int) -> list[dict[str, Any]]:
+    """Prune a random base of so many layers; a row per stage."""
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
-        write_base(work / "base", shape)
-        stages = (*MAKING, "evaluate") if evaluated else MAKING
-        return run_stages(case, spec(work / "base", sequences), work, stages, threads=1)
+        write_base(work / "base", {**SMALL, "num_hidden_layers": depth})
+        asked = spec(work / "base", sequences=16, length=256)
+        return run_stages(case, asked, work, (*MAKING, "evaluate"), threads=1)
 
 
-def run_bundled() -> tuple[float, list[dict[str, Any]]]:
-    """Seconds of the bundled model's job, and its rows."""
+def run_seven_b(case: str, work: Path, layers: int) -> list[dict[str, Any]]:
+    """Prune a random base of Llama-7B's shape with so many layers; a row per stage."""
+    if not (work / "base" / INDEX).is_file():
+        write_base(work / "base", {**SEVEN_B, "num_hidden_layers": layers})
+    asked = spec(work / "base", sequences=8, length=128)
+    return run_stages(case, asked, work, MAKING, threads=1)
+
+
+def run_bundled(case: str, **changes: Any) -> tuple[float, list[dict[str, Any]]]:
+    """Seconds of a job on the bundled model, and its rows."""
     with tempfile.TemporaryDirectory() as directory:
-        asked = spec(DEMO / "base", 128)
+        asked = spec(DEMO / "base", sequences=128, length=256, **changes)
+        stages = stages_of(asked.recipe)[:-1]  # what is published stays in the directory
         started = time.monotonic()
-        rows = run_stages("bundled", asked, Path(directory), (*MAKING, "evaluate"), threads=2)
+        rows = run_stages(case, asked, Path(directory), stages, threads=2)
         return round(time.monotonic() - started, 1), rows
 
 
@@ -97,24 +120,37 @@ def run_stages(
     (work / "spec.json").write_text(asked.model_dump_json())
     rows = []
     for stage in stages:
-        started = time.monotonic()
-        command = [sys.executable, "-m", "pruning.jobs.stage", stage, str(work)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-        last = json.loads(done.stdout.decode().strip().split("\n")[-1])
-        rows.append(
-            {
-                "case": case,
-                "stage": stage,
-                "seconds": round(time.monotonic() - started, 1),
-                "peak_mib": round(last["peak_rss_bytes"] / 2**20, 1),
-            }
-        )
+        row = work / f"{stage}.row.json"
+        if not row.is_file():
+            row.write_text(json.dumps({"case": case, **run_stage(stage, work, threads)}))
+        rows.append(json.loads(row.read_text()))
         print(rows[-1], flush=True)
     return rows
 
 
-def spec(base: Path, sequences: int) -> PruneSpec:
+def run_stage(stage: str, work: Path, threads: int) -> dict[str, Any]:
+    """What a stage takes: seconds, those of all cores together, and the peak of its process."""
+    command = [sys.executable, "-m", "pruning.jobs.stage", stage, str(work)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    started, busy = time.monotonic(), cpu_seconds()
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    last = json.loads(done.stdout.decode().strip().split("\n")[-1])
+    return {
+        "stage": stage,
+        "seconds": round(time.monotonic() - started, 1),
+        "cpu_seconds": round(cpu_seconds() - busy, 1),
+        "peak_mib": round(last["peak_rss_bytes"] / 2**20, 1),
+    }
+
+
+def cpu_seconds() -> float:
+    """Of all processes that were started here and have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def spec(base: Path, sequences: int, length: int, **changes: Any) -> PruneSpec:
+    cut = {"sequences": sequences, "length": length}
     recipe = Recipe.model_validate(
         {
             "name": "memory",
@@ -122,8 +158,9 @@ def spec(base: Path, sequences: int) -> PruneSpec:
             "target": 0.25,
             "criterion": {"name": "obs"},
             "recovery": [{"name": "closed_form"}],
-            "calibration": {"file": "text/calibration.txt", "sequences": sequences},
-            "evaluation": {"file": "text/evaluation.txt", "sequences": sequences},
+            "calibration": {"file": "text/calibration.txt", **cut},
+            "evaluation": {"file": "text/evaluation.txt", **cut},
+            **changes,
         }
     )
     calibration, evaluation = (DEMO / text.file for text in (recipe.calibration, recipe.evaluation))
@@ -132,11 +169,11 @@ def spec(base: Path, sequences: int) -> PruneSpec:
     )
 
 
-def write_base(directory: Path, shape: dict[str, int]) -> None:
+def write_base(directory: Path, shape: Mapping[str, int]) -> None:
     """A random fp16 Llama with the bundled tokenizer, written tensor by tensor."""
     config = json.loads((DEMO / "base" / "config.json").read_text())
     config |= {"head_dim": shape["hidden_size"] // shape["num_attention_heads"], **shape}
-    directory.mkdir()
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (directory / name).write_bytes((DEMO / "base" / name).read_bytes())
@@ -151,7 +188,23 @@ def write_base(directory: Path, shape: dict[str, int]) -> None:
         return Entry(name, torch.float16, dims, make)
 
     entries = [entry(name, dims) for name, dims in expected(Geometry.from_config(config))]
-    write(directory / "model.safetensors", entries, lambda fraction: None)
+    write_shards(directory, entries)
+
+
+def write_shards(directory: Path, entries: Sequence[Entry]) -> None:
+    """Weights in files of about SHARD_BYTES and the index that names them, as hubs have them."""
+    shards: list[list[Entry]] = [[]]
+    for entry in entries:
+        if shards[-1] and sum(e.bytes for e in shards[-1]) + entry.bytes > SHARD_BYTES:
+            shards.append([])
+        shards[-1].append(entry)
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        write(directory / name, shard, lambda fraction: None)
+        weight_map |= {entry.name: name for entry in shard}
+    index = {"metadata": {"total_size": sum(e.bytes for e in entries)}, "weight_map": weight_map}
+    (directory / INDEX).write_text(json.dumps(index))
 
 
 if __name__ == "__main__":

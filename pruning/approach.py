@@ -4,6 +4,7 @@ Each step is the pipeline itself in a directory of its own, with a smaller targe
 the recovery's tokens.
 """
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,8 +74,7 @@ def approach(spec: PruneSpec, work: Path, stages: Mapping[str, Stage], progress:
         _lift(step, steps[i], steps[i + 1])
         shutil.rmtree(steps[i])
     if earlier:
-        lifted_base(steps[-1]).rename(lifted_base(work))
-    shutil.rmtree(state)
+        shutil.copytree(lifted_base(steps[-1]), lifted_base(work), copy_function=os.link)
 
 
 def _cut(spec: PruneSpec, work: Path, stages: Mapping[str, Stage], progress: Progress) -> None:

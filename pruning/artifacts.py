@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pruning.adapters.jobs import CompressRecipe, MergeRecipe
 from pruning.digest import file_digest, listing_digest
@@ -49,6 +49,8 @@ class Parents(_Frozen):
 
     base: str
     adapters: dict[str, str]
+    # parts of data sets, by their place in the recipe; the ids of uploads are digests already
+    texts: dict[str, str] = Field(default_factory=dict)
 
 
 class Manifest(_Frozen):

@@ -54,7 +54,7 @@ def windows(tokenizer: Tokenizer, path: Path, text: Text) -> Windows:
 
     One token stream without bos.  Raises InvalidInput when the text does not fill one window.
     """
-    stream = token_stream(tokenizer, path, "evaluation")
+    stream = token_stream(tokenizer, path, text, "evaluation")
     length, stride = text.length, text.length // 2
     if len(stream) < length:
         raise InvalidInput(

@@ -51,11 +51,16 @@ class Tenant(Checkpoint):
 
 
 def calibrate(
-    spec: PruneSpec, needs: Collection[Statistic], destination: Path, progress: Progress
+    spec: PruneSpec,
+    needs: Collection[Statistic],
+    destination: Path,
+    state: Path,
+    progress: Progress,
 ) -> None:
     """Collect the statistics of every adapter that weighs anything, into NAME.safetensors.
 
-    An adapter without a text of its own is shown the recipe's calibration text.
+    An adapter without a text of its own is shown the recipe's calibration text.  What is in `state`
+    survives a kill.
     """
     assert spec.recipe.fleet is not None
     weights = _weights(spec, spec.recipe.fleet)
@@ -65,11 +70,11 @@ def calibrate(
         ids_ST = _ids(spec, spec.recipe.fleet, name)
         here = part(progress, number / len(weights), (number + 1) / len(weights))
         path = destination / f"{name}.safetensors"
-        collect_into(path, tenant, ids_ST, needs, spec.recipe.sink_tokens, here)
+        collect_into(path, tenant, ids_ST, needs, spec.recipe.sink_tokens, state / name, here)
 
 
 def scores(
-    spec: PruneSpec, own: Statistics, calibrated: Path, progress: Progress
+    spec: PruneSpec, own: Statistics, calibrated: Path, state: Path, progress: Progress
 ) -> list[LayerScores]:
     """The scores of the whole fleet, from the base's own statistics and what `calibrate` wrote."""
     fleet, recipe = spec.recipe.fleet, spec.recipe
@@ -77,11 +82,13 @@ def scores(
     weights = _weights(spec, fleet)
     count = len(weights) + 1
     steps = [part(progress, n / count, (n + 1) / count) for n in range(count)]
-    tenants = [(fleet.base_weight, score_layers(Checkpoint(spec.base), own, recipe, steps[0]))]
+    base, alone = Checkpoint(spec.base), state / "base"
+    tenants = [(fleet.base_weight, score_layers(base, own, recipe, steps[0], alone))]
     for (name, weight), step in zip(weights.items(), steps[1:], strict=True):
         tenant = Tenant(spec.base, spec.adapters[name], name)
         statistics = Statistics.load(calibrated / f"{name}.safetensors")
-        tenants.append((weight, score_layers(tenant, statistics, recipe, step)))
+        kept = state / "adapters" / name
+        tenants.append((weight, score_layers(tenant, statistics, recipe, step, kept)))
     entry, _ = resolve("criterion", recipe.criterion)
     weighty = [(weight, scores) for weight, scores in tenants if weight]
     return combine(weighty, fleet.combine, entry.comparable)

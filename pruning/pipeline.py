@@ -1,7 +1,8 @@
 """The whole method on one page: a dense base and its adapters in, slim ones and a report out.
 
 Each stage reads what earlier ones wrote below the job's work directory and writes WORK/STAGE/.
-Same spec, same bytes (reports aside, which tell times); a stage may be run again at any time.
+Same spec, same bytes (reports aside, which tell times); a stage may be run again at any time, and
+finds in WORK/STAGE.state what a kill left of its work, see jobs/stage.py.
 """
 
 import os
@@ -15,7 +16,6 @@ from torch import Tensor
 
 from pruning import fleet
 from pruning.adapters.carry import Cut, carry
-from pruning.adapters.refit import carry_refit
 from pruning.allocation import budget
 from pruning.allocation.solve import problem, solve
 from pruning.approach import approach, share_of, targets_of
@@ -23,6 +23,7 @@ from pruning.export import slim_config
 from pruning.geometry import Geometry
 from pruning.importance import score_layers
 from pruning.jobs.outputs import base_to_cut, slim_base
+from pruning.jobs.resuming import kept_in
 from pruning.methods import resolve
 from pruning.methods.entry import Statistic
 from pruning.plan import Plan
@@ -30,13 +31,10 @@ from pruning.progress import Progress, part
 from pruning.recipe import PruneSpec
 from pruning.registry import RecoveryContext, recovery
 from pruning.repair import repair
-from pruning.reports.measure import measure
-from pruning.reports.page import render
 from pruning.slicing import slice_base
 from pruning.stats import Statistics, collect_into
 from pruning.text import calibration_ids, check_length, load_tokenizer
 from pruning.weights.checkpoint import Checkpoint
-from pruning.weights.rewriting import WEIGHTS
 
 Stage = Callable[[PruneSpec, Path, Progress], None]
 
@@ -56,14 +54,16 @@ def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     entry, params = resolve("criterion", recipe.criterion)
     means: set[Statistic] = {"input_moments"} if recipe.bias_compensation else set()
     repairs = (resolve("recovery", method)[0].needs for method in recipe.recovery)
-    spread = resolve("allocator", recipe.allocator)[0].needs
-    needs = means.union(entry.needs, params.needs, spread, *repairs)
+    allocation, spread = resolve("allocator", recipe.allocator)
+    needs = means.union(entry.needs, params.needs, allocation.needs, spread.needs, *repairs)
     own = part(progress, 0, 1 / (1 + len(spec.adapters))) if recipe.fleet else progress
     path, ids_ST = out / "statistics.safetensors", _calibration_ids(spec)
-    collect_into(path, checkpoint, ids_ST, needs, recipe.sink_tokens, own)
+    state = _state(spec, work, "calibrate")
+    collect_into(path, checkpoint, ids_ST, needs, recipe.sink_tokens, state / "base", own)
     if recipe.fleet:
         rest = part(progress, 1 / (1 + len(spec.adapters)), 1)
-        fleet.calibrate(spec, entry.needs | params.needs, out / "fleet", rest)
+        own_needs = entry.needs | params.needs
+        fleet.calibrate(spec, own_needs, out / "fleet", state / "fleet", rest)
 
 
 def plan(spec: PruneSpec, work: Path, progress: Progress) -> None:
@@ -72,11 +72,12 @@ def plan(spec: PruneSpec, work: Path, progress: Progress) -> None:
     recipe, checkpoint = spec.recipe, Checkpoint(base_to_cut(spec, work))
     statistics = _statistics(work)
     scoring, deciding = part(progress, 0, 0.5), part(progress, 0.5, 1)
+    state = _state(spec, work, "plan")
     if recipe.fleet:
         calibrated = work / "calibrate" / "fleet"
-        scores = fleet.scores(spec, statistics, calibrated, scoring)
+        scores = fleet.scores(spec, statistics, calibrated, state, scoring)
     else:
-        scores = score_layers(checkpoint, statistics, recipe, scoring)
+        scores = score_layers(checkpoint, statistics, recipe, scoring, state)
     ids = partial(_calibration_ids, spec)
     chosen = solve(problem(checkpoint, recipe, scores, statistics, ids, deciding))
     slim_config(checkpoint.config, chosen, recipe.export)  # refuse an impossible export here
@@ -117,9 +118,11 @@ def carry_(spec: PruneSpec, work: Path, progress: Progress) -> None:
     checkpoint, chosen = Checkpoint(spec.base), _plan(work)
     slim = Geometry.from_config(slim_config(checkpoint.config, chosen, spec.recipe.export))
     cut = Cut(checkpoint.geometry, chosen, slim, spec.recipe.name)
-    if spec.recipe.carry == "refit" and spec.adapters:
-        weights = slim_base(spec, work) / WEIGHTS
-        carry_refit(spec, checkpoint, cut, weights, _calibration_ids(spec), out, progress)
+    if spec.adapters and (spec.recipe.carry == "refit" or spec.recipe.carry_distill):
+        from pruning.adapters.carrying import carry_all  # as for `evaluate`
+
+        base, ids_ST = slim_base(spec, work), _calibration_ids(spec)
+        carry_all(spec, cut, base, ids_ST, out / "adapters", work / "carry.state", progress)
         return
     for done, (name, source) in enumerate(sorted(spec.adapters.items())):
         progress(done / len(spec.adapters), f"carrying {name}")
@@ -128,8 +131,12 @@ def carry_(spec: PruneSpec, work: Path, progress: Progress) -> None:
 
 def evaluate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     """Measure the base and its adapters before and after, and write the report."""
+    from pruning.reports.measure import measure  # imports seconds' worth of transformers and peft
+    from pruning.reports.page import render
+
     out = _begin(work, "evaluate")
-    report = measure(spec, work, _plan(work), progress)
+    state = _state(spec, work, "evaluate")
+    report = measure(spec, work, _plan(work), state, progress)
     (out / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (out / "report.html").write_text(render(report), encoding="utf-8")
 
@@ -153,6 +160,11 @@ def _begin(work: Path, stage: str) -> Path:
     shutil.rmtree(work / stage, ignore_errors=True)
     (work / stage).mkdir()
     return work / stage
+
+
+def _state(spec: PruneSpec, work: Path, stage: str) -> Path:
+    """What a kill leaves of a stage's work."""
+    return kept_in(work / f"{stage}.state", spec=spec.model_dump_json())
 
 
 def _check(spec: PruneSpec, checkpoint: Checkpoint) -> None:

@@ -4,13 +4,19 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    model_validator,
+)
 
 from pruning.errors import InvalidInput
-
-NAME = r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$"  # of bases and adapters: no '/', '+', ':' or '@'
-Name = Annotated[str, Field(pattern=NAME)]
-
+from pruning.sources import NAME as NAME
+from pruning.sources import Name as Name
+from pruning.sources import Origin, Source
 
 MOST_SEQUENCES = 65536
 
@@ -26,12 +32,34 @@ class Method(_Frozen):
     params: dict[str, Any] = Field(default_factory=dict)
 
 
-class Text(_Frozen):
-    """Text cut into sequences of tokens: what calibrates or measures a model."""
+class Text(Origin):
+    """Text cut into sequences of tokens: what calibrates or measures a model.
 
-    file: str = Field(description="id of an uploaded file (plain text, UTF-8)")
+    It has one origin, named here, or several `sources`.
+    """
+
+    sources: tuple[Source, ...] = Field((), max_length=256, description="instead of one origin")
     sequences: int = Field(128, ge=1, le=MOST_SEQUENCES)
     length: int = Field(256, ge=8, le=131072, description="tokens per sequence")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Text":
+        if self.given + bool(self.sources) != 1:
+            raise ValueError("give one of file, dataset, adapter and sources")
+        if self.sources and self.field is not None:
+            raise ValueError("each of the sources has a field of its own; leave this one out")
+        return self
+
+    def origins(self, purpose: str) -> list[tuple[str, Origin]]:
+        """The origins of the text, each with its place in a recipe where `purpose` is the text."""
+        if not self.sources:
+            return [(purpose, self)]
+        return [(f"{purpose}.sources.{i}", source) for i, source in enumerate(self.sources)]
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of the origins."""
+        return tuple(source.weight for source in self.sources) or (1.0,)
 
 
 class LayerFloors(_Frozen):
@@ -119,6 +147,14 @@ class Fleet(_Frozen):
             raise InvalidInput("fleet.base_weight", "nothing has a weight; give one above 0")
 
 
+class AdapterDistillation(_Frozen):
+    """Short training of carried adapters towards the dense base with the adapter as it was."""
+
+    steps: int = Field(50, ge=1, le=10_000)
+    learning_rate: float = Field(2e-3, gt=0, description="the highest, of AdamW")
+    batch_tokens: int = Field(1024, ge=1, description="in a step, about: whole rows or sequences")
+
+
 class Recipe(_Frozen):
     """One pruning job: same recipe, same base and adapters, same seed, same artifact."""
 
@@ -161,6 +197,9 @@ class Recipe(_Frozen):
         description="project: adapters keep the rows and columns of what stays; refit: their atoms "
         "on o_proj and down_proj are also refit in closed form",
     )
+    carry_distill: AdapterDistillation | None = Field(
+        None, description="train each adapter for some steps after it was carried"
+    )
     calibration: Text
     training: Text | None = Field(
         None, description="what recovery trains on; all of the calibration text if not given"
@@ -170,6 +209,12 @@ class Recipe(_Frozen):
     )
     evaluation: Text
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_evaluation(self) -> "Recipe":
+        if self.evaluation.sources:
+            raise ValueError("evaluation has one origin; give no sources")
+        return self
 
     @model_validator(mode="after")
     def _one_target(self) -> "Recipe":
@@ -189,13 +234,42 @@ class Recipe(_Frozen):
         return f"{self.size.bytes:,} bytes with the KV cache of {self.size.context:,} tokens"
 
 
+def _several(paths: Any) -> Any:
+    return (paths,) if isinstance(paths, str | Path) else paths
+
+
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_several)]  # of a text: one for each origin
+
+
 class PruneSpec(_Frozen):
     """A recipe with every name resolved to a path: the input of the durable workflow."""
 
     recipe: Recipe
     base: Path
     adapters: dict[str, Path]
-    calibration: Path
-    training: Path | None = None
-    fleet_texts: dict[str, Path] = Field(default_factory=dict)  # by adapter
+    calibration: Paths
+    training: Paths | None = None
+    fleet_texts: dict[str, Paths] = Field(default_factory=dict)  # by adapter
     evaluation: Path
+
+    @property
+    def parts(self) -> dict[str, Path]:
+        """The files that are parts of data sets, by their place in the recipe."""
+        recipe, fleet = self.recipe, self.recipe.fleet
+        texts = [
+            ("calibration", recipe.calibration, self.calibration),
+            ("training", recipe.training, self.training),
+            ("evaluation", recipe.evaluation, (self.evaluation,)),
+            *((f"fleet.texts.{n}", t, self.fleet_texts[n]) for n, t in _items(fleet)),
+        ]
+        return {
+            place: path
+            for purpose, text, paths in texts
+            if text and paths
+            for (place, origin), path in zip(text.origins(purpose), paths, strict=True)
+            if origin.dataset
+        }
+
+
+def _items(fleet: Fleet | None) -> list[tuple[str, Text]]:
+    return list(fleet.texts.items()) if fleet else []

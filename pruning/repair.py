@@ -1,7 +1,7 @@
 """Repairs a slim base with the methods of a recipe, one after the other.
 
 A kill costs little: what a method finished, and the state it kept of what it had begun, are found
-again by the digest of all that they depend on, and go when the whole is done.
+again by the digest of all that they depend on.
 """
 
 import os
@@ -20,7 +20,7 @@ Step = tuple[Recovery, Params]
 
 
 def repair(steps: Sequence[Step], whole: RecoveryContext, progress: Progress) -> None:
-    """Run `steps` from `whole.source` to `whole.destination`; `whole.state` is gone afterwards."""
+    """Run `steps` from `whole.source` to `whole.destination`."""
     kept = kept_in(
         whole.state, spec=whole.spec.model_dump_json(), slim_base=tree_digest(whole.source)
     )
@@ -29,7 +29,6 @@ def repair(steps: Sequence[Step], whole: RecoveryContext, progress: Progress) ->
         share = part(progress, i / len(steps), (i + 1) / len(steps))
         source = _run(step, replace(whole, source=source, state=kept / str(i)), share)
     shutil.copytree(source, whole.destination, copy_function=os.link)
-    shutil.rmtree(whole.state)
 
 
 def _run(step: Step, context: RecoveryContext, progress: Progress) -> Path:

@@ -2,6 +2,8 @@
 
 # Shape suffixes:  N = tokens,  C = channels of a linear's input or of its unit axis.
 
+import os
+import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -21,6 +23,7 @@ from pruning.statistics.absolute import AbsoluteMeans
 from pruning.statistics.gradients import Saliency as Saliency
 from pruning.statistics.gradients import SequenceGradients
 from pruning.statistics.grams import StoredGrams
+from pruning.statistics.guided import guided_grams
 from pruning.statistics.influence import WHOLE, Influence
 from pruning.statistics.lora import LoraSaliency
 from pruning.statistics.released import ReleasedFluctuation
@@ -31,7 +34,7 @@ from pruning.statistics.walks import WALKS
 from pruning.statistics.zeroth import ZerothOrder
 from pruning.weights.checkpoint import Checkpoint
 
-GRAMS = ".grams"  # suffix of the directory of Grams beside the file of statistics
+GRAMS, GUIDED = ".grams", ".guided"  # suffixes of directories of Grams beside the statistics
 Key = tuple[int, str]  # layer, linear
 
 
@@ -97,12 +100,14 @@ class Statistics:
     released_fluctuation: Mapping[Key, ReleasedFluctuation] = field(default_factory=dict)
     relevance: Mapping[Key, Relevance] = field(default_factory=dict)
     influence: Mapping[Key, Influence] = field(default_factory=dict)  # of whole layers
-    grams: Mapping[Key, Tensor] = field(default_factory=dict)  # read when asked for
+    # read when asked for
+    grams: Mapping[Key, Tensor] = field(default_factory=dict)
+    guided_grams: Mapping[Key, Tensor] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         tensors: dict[str, Tensor] = {}
         for statistic in fields(self):
-            if statistic.name == "grams":  # are files already
+            if statistic.name in ("grams", "guided_grams"):  # are files already
                 continue
             for (layer, linear), record in getattr(self, statistic.name).items():
                 for name, value in vars(record).items():
@@ -120,6 +125,7 @@ class Statistics:
             records.setdefault((int(layer), linear), {})[part_name] = value
         return cls(
             grams=StoredGrams(path.with_suffix(GRAMS)),
+            guided_grams=StoredGrams(path.with_suffix(GUIDED)),
             **{
                 statistic: {key: _RECORDS[statistic](**values) for key, values in records.items()}
                 for statistic, records in parts.items()
@@ -147,16 +153,40 @@ def collect_into(
     ids_ST: Tensor,
     needs: Collection[Statistic],
     sink_tokens: int,
+    state: Path,
     progress: Progress,
 ) -> None:
-    """Collect what `needs` names for `Statistics.load(path)`; Grams get a directory beside it."""
-    grams = {"input_grams"}.intersection(needs)
-    share = part(progress, 0, 0.5) if grams else progress
-    collect(checkpoint, ids_ST, set(needs) - grams, path.parent, share).save(path)
-    if grams:
-        with TemporaryDirectory(dir=path.parent) as states:
-            passage = Passage(checkpoint, ids_ST, counted(ids_ST, sink_tokens), Path(states))
-            dense_grams(passage, checkpoint, path.with_suffix(GRAMS), part(progress, 0.5, 1))
+    """Collect what `needs` names for `Statistics.load(path)`; Grams get a directory beside it.
+
+    `state` survives a kill, which costs the walk over one layer for the Grams of inputs, and for
+    all else the walk over all layers.
+    """
+    state.mkdir(parents=True, exist_ok=True)
+    grams = {"input_grams", "guided_grams"}.intersection(needs)
+    share = part(progress, 0, 0.4) if grams else progress
+    collected, draft = state / path.name, state / "draft"
+    if not collected.exists():
+        collect(checkpoint, ids_ST, set(needs) - grams, state, share).save(draft)
+        draft.rename(collected)
+    os.link(collected, path)
+    if "input_grams" in needs:
+        tokens_ST = counted(ids_ST, sink_tokens)
+        passage = Passage(checkpoint, ids_ST, tokens_ST, state / "states")
+        dense_grams(passage, checkpoint, state / "grams", part(progress, 0.4, 0.6))
+        shutil.copytree(state / "grams", path.with_suffix(GRAMS), copy_function=os.link)
+    if "guided_grams" in needs:
+        _guided(checkpoint, ids_ST, state, part(progress, 0.6, 1))
+        shutil.copytree(state / "guided", path.with_suffix(GUIDED), copy_function=os.link)
+
+
+def _guided(checkpoint: Checkpoint, ids_ST: Tensor, state: Path, progress: Progress) -> None:
+    finished, draft = state / "guided", state / "guided.draft"
+    if finished.exists():
+        return
+    shutil.rmtree(draft, ignore_errors=True)
+    with TemporaryDirectory(dir=state) as states:
+        guided_grams(Stream(checkpoint, ids_ST, Path(states)), draft, progress)
+    draft.rename(finished)
 
 
 def collect(

@@ -5,7 +5,7 @@ Importing this loads neither torch nor vllm; the engines are processes of their 
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import anyio.to_thread
 import structlog
@@ -15,17 +15,38 @@ from sqlalchemy.exc import SQLAlchemyError
 from service import content, handlers
 from service.adapters import Adapters
 from service.catalog import Catalog
+from service.composer import Composer
 from service.engines import Engines
 from service.files import Files
 from service.jobs import Jobs
 from service.metrics import Metrics
 from service.middleware import BodyLimit, Observation
 from service.proxy import Proxy
-from service.routes import adapters, bases, completions, files, health, jobs, metrics, models
+from service.routes import (
+    adapters,
+    bases,
+    completions,
+    compositions,
+    files,
+    health,
+    jobs,
+    metrics,
+    models,
+)
 from service.settings import Settings
 
 _FOLLOW_SECONDS = 0.2  # until a base that a worker published gets its engine
-_ROUTERS = (completions, models, bases, jobs, adapters, files, health, metrics)  # first match
+_ROUTERS = (  # first match
+    completions,
+    models,
+    bases,
+    jobs,
+    adapters,
+    compositions,
+    files,
+    health,
+    metrics,
+)
 _log = structlog.get_logger("gateway")
 
 
@@ -38,10 +59,11 @@ def create_app(settings: Settings | None = None, engines: Engines | None = None)
     state = app.state
     state.settings, state.catalog, state.engines = settings, catalog, engines
     state.metrics = Metrics()
-    state.adapters = Adapters(settings, catalog, engines)
+    state.composer = Composer(settings, catalog, engines, state.metrics)
+    state.adapters = Adapters(settings, catalog, engines, state.composer)
     state.files = Files(settings, catalog)
     state.jobs = Jobs(settings, catalog)
-    state.proxy = Proxy(catalog, engines, state.metrics)
+    state.proxy = Proxy(catalog, engines, state.composer, state.metrics)
     handlers.install(app)
     app.add_middleware(
         BodyLimit, upload_limit=settings.upload_limit_bytes, limit=settings.body_limit_bytes
@@ -58,13 +80,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state = app.state
     for parent in (state.settings.adapters, state.settings.files):
         await anyio.to_thread.run_sync(content.sweep, parent)
-    follower = asyncio.create_task(_follow(state.catalog, state.engines))
+    chores = [
+        asyncio.create_task(_follow(state.catalog, state.engines)),
+        asyncio.create_task(state.composer.keep_warm()),
+    ]
     try:
         yield
     finally:
-        follower.cancel()
-        with suppress(asyncio.CancelledError):
-            await follower
+        for chore in chores:
+            chore.cancel()
+        await asyncio.gather(*chores, return_exceptions=True)
         await state.engines.stop()
         state.jobs.close()
         state.catalog.close()

@@ -5,7 +5,8 @@ from pathlib import Path
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
 from pruning.weights.base_format import read_base
-from service.catalog import Base, Catalog
+from service.catalog import Catalog
+from service.records import Base
 
 
 def register(catalog: Catalog, name: str, path: Path, serve: bool) -> Base:

@@ -4,8 +4,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,66 +14,14 @@ from pruning.adapters.jobs import AdapterSpec
 from pruning.adapters.peft_format import read_adapter
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
-from pruning.geometry import Geometry
-from pruning.recipe import PruneSpec
+from pruning.recipe import Method, PruneSpec
 from service import schema
+from service.composition import Composition, Part
 from service.database import connect
 from service.errors import Conflict, NotFound
+from service.records import Adapter, Base, File, NamedComposition
 
 _WRITER_LOCK = 0x67726166  # key of the PostgreSQL advisory lock that writers hold
-
-
-@dataclass(frozen=True)
-class Base:
-    """A servable directory under a name; `parent` and `artifact` tell a slim base's origin."""
-
-    name: str
-    path: Path
-    digest: str
-    config: Mapping[str, Any]
-    parent: str | None
-    artifact: str | None
-    serve: bool
-    created: int
-
-    @cached_property
-    def geometry(self) -> Geometry:
-        return Geometry.from_config(self.config)
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A LoRA adapter of one base; its content never changes under its digest."""
-
-    base: str
-    name: str
-    digest: str
-    path: Path
-    rank: int
-    created: int
-
-    @property
-    def model(self) -> str:
-        """What requests put in their `model` field."""
-        return f"{self.base}+{self.name}"
-
-    @property
-    def engine_name(self) -> str:
-        """The name inside the engine: a new one for each content."""
-        return f"{self.model}@{self.digest[:12]}"
-
-
-@dataclass(frozen=True)
-class File:
-    """An uploaded text."""
-
-    id: str
-    digest: str
-    path: Path
-    filename: str
-    purpose: str
-    bytes: int
-    created: int
 
 
 class Catalog:
@@ -168,16 +114,89 @@ class Catalog:
         adapter = Adapter(base, name, digest, path, rank, _now())
         with self._write() as connection:
             _fetch(connection, schema.bases, f"base {base!r}", name=base)
+            _check_free(connection, schema.compositions, base, name)
             _insert(connection, schema.adapters, _row(adapter), f"adapter {adapter.model}")
             place()
         return adapter
 
+    def replace_adapter(
+        self, base: str, name: str, path: Path, digest: str, rank: int, place: Callable[[], None]
+    ) -> Adapter:
+        """Give an adapter other content; what it was before."""
+        with self._write() as connection:
+            key = {"base": base, "name": name}
+            before = _adapter(_fetch(connection, schema.adapters, f"adapter {base}+{name}", **key))
+            place()
+            values = {"path": str(path), "digest": digest, "rank": rank, "created": _now()}
+            update = sa.update(schema.adapters).where(_equal(schema.adapters, key))
+            connection.execute(update.values(values))
+        return before
+
     def delete_adapter(self, base: str, name: str) -> Adapter:
+        """Forget an adapter; Conflict while named compositions use it."""
         with self._write() as connection:
             key = {"base": base, "name": name}
             adapter = _adapter(_fetch(connection, schema.adapters, f"adapter {base}+{name}", **key))
+            query = sa.select(schema.compositions).where(schema.compositions.c.base == base)
+            rows = [row for row in connection.execute(query).mappings() if name in row["parts"]]
+            if users := ", ".join(sorted(f"{base}+{row['name']}" for row in rows)):
+                raise Conflict(f"adapter {adapter.model} is in use; delete first: {users}")
             connection.execute(sa.delete(schema.adapters).where(_equal(schema.adapters, key)))
         return adapter
+
+    # compositions
+
+    def compositions(self, base: str | None = None) -> tuple[NamedComposition, ...]:
+        """All named compositions, or those of one base, by base and name."""
+        table = schema.compositions
+        query = sa.select(table).order_by(table.c.base, table.c.name)
+        if base is not None:
+            query = query.where(table.c.base == base)
+        return tuple(_composition(row) for row in self._all(query))
+
+    def find_composition(self, base: str, name: str) -> NamedComposition | None:
+        """A named composition, or None."""
+        query = sa.select(schema.compositions).where(
+            _equal(schema.compositions, {"base": base, "name": name})
+        )
+        rows = self._all(query)
+        return _composition(rows[0]) if rows else None
+
+    def composition(self, base: str, name: str) -> NamedComposition:
+        row = self._one(schema.compositions, f"composition {base}+{name}", base=base, name=name)
+        return _composition(row)
+
+    def add_composition(
+        self, name: str, composition: Composition, *, pinned: bool = False
+    ) -> NamedComposition:
+        """Register a composition; NotFound for an unknown adapter, Conflict on a taken name."""
+        named, base = NamedComposition(name, composition, pinned, _now()), composition.base
+        values = {
+            "base": base,
+            "name": name,
+            "parts": {part.adapter: part.weight for part in composition.parts},
+            "strategy": composition.strategy.model_dump(mode="json"),
+            "pinned": pinned,
+            "created": named.created,
+        }
+        with self._write() as connection:
+            _fetch(connection, schema.bases, f"base {base!r}", name=base)
+            for part in composition.parts:
+                what = f"adapter {base}+{part.adapter}"
+                _fetch(connection, schema.adapters, what, base=base, name=part.adapter)
+            _check_free(connection, schema.adapters, base, name)
+            _insert(connection, schema.compositions, values, f"composition {named.model}")
+        return named
+
+    def delete_composition(self, base: str, name: str) -> NamedComposition:
+        with self._write() as connection:
+            key = {"base": base, "name": name}
+            what = f"composition {base}+{name}"
+            named = _composition(_fetch(connection, schema.compositions, what, **key))
+            connection.execute(
+                sa.delete(schema.compositions).where(_equal(schema.compositions, key))
+            )
+        return named
 
     def release(self, path: Path, remove: Callable[[Path], None]) -> None:
         """Remove content from disk unless a row still refers to it."""
@@ -244,15 +263,18 @@ class Catalog:
             for adapter in made:
                 key = {"base": base.name, "name": adapter.name}
                 held = sa.select(schema.adapters).where(_equal(schema.adapters, key))
-                if (row := connection.execute(held).mappings().first()) is None:
-                    _insert(connection, schema.adapters, _row(adapter), adapter.model)
-                elif row["digest"] != adapter.digest:
+                row = connection.execute(held).mappings().first()
+                composed = sa.select(schema.compositions).where(_equal(schema.compositions, key))
+                taken = row is not None and row["digest"] != adapter.digest
+                if taken or connection.execute(composed).first():
                     raise InvalidInput(
                         "name",
-                        f"adapter {adapter.model} exists already; choose another name",
+                        f"{adapter.model} exists already; choose another name",
                         code="conflict",
                         status=409,
                     )
+                if row is None:
+                    _insert(connection, schema.adapters, _row(adapter), adapter.model)
 
     def publish_artifact(self, spec: PruneSpec, artifact_dir: Path, digest: str) -> None:
         """Register a finished artifact: the slim base and the adapters that were carried.
@@ -338,6 +360,12 @@ def _adapter(row: sa.RowMapping) -> Adapter:
     return Adapter(**{**row, "path": Path(row["path"])})
 
 
+def _composition(row: sa.RowMapping) -> NamedComposition:
+    parts = tuple(Part(name, weight) for name, weight in sorted(row["parts"].items()))
+    composition = Composition(row["base"], parts, Method.model_validate(row["strategy"]))
+    return NamedComposition(row["name"], composition, row["pinned"], row["created"])
+
+
 def _file(row: sa.RowMapping) -> File:
     return File(**{**row, "path": Path(row["path"])})
 
@@ -358,6 +386,13 @@ def _insert(connection: sa.Connection, table: sa.Table, row: dict[str, Any], wha
         connection.execute(sa.insert(table).values(row))
     except IntegrityError as error:
         raise Conflict(f"{what} exists already; delete it or choose another name") from error
+
+
+def _check_free(connection: sa.Connection, table: sa.Table, base: str, name: str) -> None:
+    """Conflict when a model of the other kind has the name already."""
+    query = sa.select(table.c.name).where(_equal(table, {"base": base, "name": name}))
+    if connection.execute(query).first():
+        raise Conflict(f"{base}+{name} exists already; delete it or choose another name")
 
 
 def _dependents(connection: sa.Connection, name: str) -> list[str]:

@@ -87,17 +87,24 @@ class Engine:
 
     # Adapters
 
-    async def ensure_adapter(self, name: str, path: Path) -> None:
-        """Load an adapter unless it is loaded; many callers at once load it once.
+    def holds(self, name: str) -> bool:
+        """Whether an adapter is loaded."""
+        task = self._adapters.get(name)
+        return task is not None and task.done() and not _failed(task)
+
+    async def ensure_adapter(self, name: str, path: Path) -> bool:
+        """Load an adapter unless it is loaded; whether this call began it, of many at once one.
 
         Raises AdapterRejected when it does not fit the base, EngineUnavailable when the engine
         goes down meanwhile.
         """
         task = self._adapters.get(name)
+        begins = task is None
         if task is None:
             task = self._adapters[name] = asyncio.create_task(self._load(name, path))
             task.add_done_callback(lambda done: self._forget_if_failed(name, done))
         await asyncio.shield(task)
+        return begins
 
     async def unload_adapter(self, name: str) -> None:
         """Free an adapter's memory, once the requests that use it are done."""
@@ -123,8 +130,7 @@ class Engine:
             raise AdapterRejected(f"{name}: {reason}", param="model")
 
     def _forget_if_failed(self, name: str, task: asyncio.Task[None]) -> None:
-        failed = task.cancelled() or task.exception() is not None
-        if failed and self._adapters.get(name) is task:
+        if _failed(task) and self._adapters.get(name) is task:
             del self._adapters[name]
 
     async def _admin(
@@ -210,6 +216,10 @@ class Engine:
             with contextlib.suppress(httpx.TransportError):
                 if (await self.client.get("/health", timeout=5.0)).status_code == 503:
                     return "lost its engine core"
+
+
+def _failed(task: asyncio.Task[None]) -> bool:
+    return task.cancelled() or task.exception() is not None
 
 
 async def _terminate(child: asyncio.subprocess.Process) -> None:

@@ -7,7 +7,8 @@ from typing import BinaryIO
 from pruning.digest import file_digest
 from pruning.errors import InvalidInput
 from service import content
-from service.catalog import Catalog, File
+from service.catalog import Catalog
+from service.records import File
 from service.settings import Settings
 
 _CHUNK = 1 << 20

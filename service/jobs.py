@@ -15,6 +15,7 @@ from pruning.jobs import job as contract
 from pruning.jobs.kinds import ADAPTERS, KINDS, PRUNING, Kind
 from pruning.recipe import Recipe
 from service.catalog import Catalog
+from service.datasets import Datasets
 from service.errors import Conflict, NotFound
 from service.job_objects import (
     AnyRecipe,
@@ -44,6 +45,7 @@ class Jobs:
             system_database_url=settings.database, serializer=contract.SERIALIZER
         )
         self._catalog = catalog
+        self._datasets = Datasets(settings.datasets, settings.hub)
         self._artifacts = settings.artifacts
 
     def close(self) -> None:
@@ -60,7 +62,10 @@ class Jobs:
         if existing := self._find(id):
             return self._same(existing, recipe)
         if isinstance(recipe, Recipe):
-            spec, makes = resolve(recipe, self._catalog).model_dump(mode="json"), recipe.name
+            spec, makes = (
+                resolve(recipe, self._catalog, self._datasets).model_dump(mode="json"),
+                recipe.name,
+            )
         else:
             resolved = resolve_adapters(recipe, self._catalog)
             spec, makes = resolved.model_dump(mode="json"), f"{recipe.base}+{recipe.name}"

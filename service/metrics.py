@@ -1,7 +1,7 @@
 """Prometheus metrics: the gateway's own, and those of every engine under the name of its base."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import anyio.to_thread
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -46,7 +46,43 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self._compositions = Counter(
+            "graftwork_composition_requests",
+            "Requests for a composition by where it was found: engine, shared (a load that another "
+            "request had begun), disk, or none (it was built).",
+            ("tier",),
+            registry=self.registry,
+        )
+        self._composition_seconds = Histogram(
+            "graftwork_composition_load_seconds",
+            "Time until a composition that no engine had was loaded.",
+            ("tier",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._evictions = Counter(
+            "graftwork_composition_evictions",
+            "Compositions let go to make room.",
+            registry=self.registry,
+        )
         self._models: set[str] = set()
+
+    def watch_compositions(self, loaded: Callable[[], int], size: Callable[[], int]) -> None:
+        """Show how many compositions engines hold, and the bytes of those that were built."""
+        for name, text, value in (
+            ("graftwork_compositions_loaded", "Compositions that engines hold.", loaded),
+            ("graftwork_composition_bytes", "Adapters built for compositions, on disk.", size),
+        ):
+            Gauge(name, text, registry=self.registry).set_function(value)
+
+    def observe_composition(self, tier: str, seconds: float | None = None) -> None:
+        """Count a request for a composition, and how long the load took that it caused."""
+        self._compositions.labels(tier).inc()
+        if seconds is not None:
+            self._composition_seconds.labels(tier).observe(seconds)
+
+    def observe_eviction(self) -> None:
+        self._evictions.inc()
 
     def observe_request(self, route: str, status: int, model: str, seconds: float) -> None:
         """Count an answered request; `model` is empty where none is concerned."""

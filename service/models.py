@@ -1,52 +1,113 @@
-"""Model ids of the OpenAI API: BASE, BASE+ADAPTER, or BASE+ADAPTER@DIGEST for one exact content."""
+"""Model ids of the OpenAI API: BASE, BASE+NAME, BASE+ADAPTER@DIGEST, or a composition spelled out.
+
+NAME is that of an adapter or of a named composition; @DIGEST asks for one exact content.
+"""
 
 import difflib
 import re
 from dataclasses import dataclass
 
 from pruning.errors import InvalidInput
-from service.catalog import Adapter, Base, Catalog
+from service.catalog import Catalog
+from service.composition import Composition, spelled
+from service.composition import requested as beside
 from service.errors import ModelNotFound, NotFound
+from service.records import Adapter, Base, NamedComposition
 
-_ID = re.compile(r"(?P<base>[^+@]+)(\+(?P<adapter>[^+@]+)(@(?P<digest>[0-9a-f]{12}))?)?")
+_ID = re.compile(r"(?P<base>[^+@:]+)(\+(?P<name>[^+@:]+)(@(?P<digest>[0-9a-f]{12}))?)?")
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A composition with the adapters that its parts name now; `named` when the catalog has it."""
+
+    composition: Composition
+    adapters: tuple[Adapter, ...]  # in the order of the parts
+    named: NamedComposition | None = None
+
+    @property
+    def digest(self) -> str:
+        """Changes with the content of any adapter."""
+        return self.composition.digest({a.name: a.digest for a in self.adapters})
+
+    @property
+    def rank(self) -> int:
+        """Of the exact sum, at most."""
+        return sum(adapter.rank for adapter in self.adapters)
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a model id stands for; without an adapter it is the bare base."""
+    """What a model id stands for; without an adapter or a composition it is the bare base."""
 
     base: Base
     adapter: Adapter | None = None
+    composed: Composed | None = None
 
     @property
     def id(self) -> str:
+        """What metrics and lists call it; all compositions without a name share one."""
+        if self.composed:
+            named = self.composed.named
+            return named.model if named else f"{self.base.name}+*"
         return self.adapter.model if self.adapter else self.base.name
 
     @property
     def engine_name(self) -> str:
-        """What the engine calls it."""
+        """What the engine calls it: a new name for each content."""
+        if self.composed:
+            return f"{self.base.name}+*@{self.composed.digest}"
         return self.adapter.engine_name if self.adapter else self.base.name
 
 
 def served(catalog: Catalog) -> tuple[Model, ...]:
-    """Every model that requests can name, each base before its adapters."""
-    adapters = catalog.adapters()
-    return tuple(
-        model
-        for base in catalog.bases(serve=True)
-        for model in (Model(base), *(Model(base, a) for a in adapters if a.base == base.name))
-    )
+    """Every model that requests can name, each base before its adapters and compositions."""
+    adapters, named = catalog.adapters(), catalog.compositions()
+    found: list[Model] = []
+    for base in catalog.bases(serve=True):
+        own = {a.name: a for a in adapters if a.base == base.name}
+        found += [Model(base), *(Model(base, adapter) for adapter in own.values())]
+        found += [
+            Model(base, composed=_composed(c.composition, own, c))
+            for c in named
+            if c.composition.base == base.name
+        ]
+    return tuple(found)
 
 
-def resolve(catalog: Catalog, id: str) -> Model:
+def resolve(catalog: Catalog, body: object) -> Model:
+    """The served model that a request's body asks for.
+
+    Raises InvalidInput for a body without one, ModelNotFound, listing near names, when there is
+    none of that name.
+    """
+    id = requested(body)
+    assert isinstance(body, dict)
+    if (composition := beside(id, body)) is not None:
+        return _compose(catalog, composition)
+    return lookup(catalog, id)
+
+
+def lookup(catalog: Catalog, id: str) -> Model:
     """The served model of this id; ModelNotFound, listing near names, when there is none."""
     try:
-        return _lookup(catalog, id)
+        if match := _ID.fullmatch(id):
+            return _plain(catalog, match)
+        if composition := spelled(id):
+            return _compose(catalog, composition)
+        raise NotFound
+    except ModelNotFound:
+        raise
     except NotFound:
-        names = [model.id for model in served(catalog)]
-        near = difflib.get_close_matches(id, names, n=5, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "GET /v1/models lists what is served"
-        raise ModelNotFound(f"the model {id!r} does not exist; {hint}", param="model") from None
+        raise _unknown(catalog, id) from None
+
+
+def compose(catalog: Catalog, id: str) -> Model:
+    """The model of a named or spelled composition; ModelNotFound when it is none."""
+    model = lookup(catalog, id)
+    if model.composed is None:
+        raise _unknown(catalog, id)
+    return model
 
 
 def requested(body: object) -> str:
@@ -61,22 +122,55 @@ def requested(body: object) -> str:
 
 
 def split(id: str) -> tuple[str, str]:
-    """Base and name of an adapter's id, BASE+ADAPTER; NotFound when it is no such id."""
+    """Base and name of an adapter's id, BASE+NAME; NotFound when it is no such id."""
     base, _, name = id.partition("+")
     if not name:
-        raise NotFound(f"adapter {id!r} does not exist; ids have the form BASE+ADAPTER")
+        raise NotFound(f"{id!r} does not exist; ids have the form BASE+NAME")
     return base, name
 
 
-def _lookup(catalog: Catalog, id: str) -> Model:
-    if (match := _ID.fullmatch(id)) is None:
-        raise NotFound
-    base = catalog.base(match["base"])
-    if not base.serve:
-        raise NotFound
-    if match["adapter"] is None:
+def _unknown(catalog: Catalog, id: str) -> ModelNotFound:
+    names = [model.id for model in served(catalog)]
+    near = difflib.get_close_matches(id, names, n=5, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else "GET /v1/models lists what is served"
+    return ModelNotFound(f"the model {id!r} does not exist; {hint}", param="model")
+
+
+def _plain(catalog: Catalog, match: re.Match[str]) -> Model:
+    base = _served_base(catalog, match["base"])
+    if match["name"] is None:
         return Model(base)
-    adapter = catalog.adapter(base.name, match["adapter"])
+    if match["digest"] is None and (named := catalog.find_composition(base.name, match["name"])):
+        return _compose(catalog, named.composition, named)
+    adapter = catalog.adapter(base.name, match["name"])
     if match["digest"] not in (None, adapter.digest[:12]):
         raise NotFound
     return Model(base, adapter)
+
+
+def _compose(
+    catalog: Catalog, composition: Composition, named: NamedComposition | None = None
+) -> Model:
+    try:
+        base = _served_base(catalog, composition.base)
+    except NotFound:
+        raise _unknown(catalog, composition.base) from None
+    own = {adapter.name: adapter for adapter in catalog.adapters(base.name)}
+    for part in composition.parts:
+        if part.adapter not in own:
+            raise _unknown(catalog, f"{base.name}+{part.adapter}")
+    return Model(base, composed=_composed(composition, own, named))
+
+
+def _composed(
+    composition: Composition, own: dict[str, Adapter], named: NamedComposition | None
+) -> Composed:
+    adapters = tuple(own[part.adapter] for part in composition.parts)
+    return Composed(composition, adapters, named)
+
+
+def _served_base(catalog: Catalog, name: str) -> Base:
+    base = catalog.base(name)
+    if not base.serve:
+        raise NotFound
+    return base

@@ -1,13 +1,15 @@
 """Pass completions on to the engine of their model, and its answer back, untouched.
 
 Only the `model` field changes: to the name inside the engine, which for an adapter names one
-exact content.  When the client leaves, the engine stops generating.
+exact content; what spelled a composition beside it is gone.  When the client leaves, the engine
+stops generating.
 """
 
 import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
 import anyio
@@ -21,10 +23,12 @@ from starlette.types import Receive, Scope, Send
 from pruning.errors import InvalidInput
 from service import handlers
 from service.catalog import Catalog
+from service.composer import Composer
+from service.composition import FIELDS
 from service.engines import Engine, Engines
 from service.errors import EngineUnavailable, NotFound
 from service.metrics import Metrics
-from service.models import Model, requested, resolve
+from service.models import Model, resolve
 
 _RETRY_AFTER = 2  # seconds; what an engine needs at least before anybody can tell more
 _PASSED_ON = ("content-type", "retry-after")
@@ -38,9 +42,10 @@ _log = structlog.get_logger("proxy")
 class Proxy:
     """Forwards the requests of the OpenAI API that generate."""
 
-    def __init__(self, catalog: Catalog, engines: Engines, metrics: Metrics):
+    def __init__(self, catalog: Catalog, engines: Engines, composer: Composer, metrics: Metrics):
         self._catalog = catalog
         self._engines = engines
+        self._composer = composer
         self._metrics = metrics
 
     async def forward(self, request: Request) -> Response:
@@ -50,27 +55,33 @@ class Proxy:
         """
         started = time.perf_counter()
         body = _parse(await request.body())
-        model = await anyio.to_thread.run_sync(resolve, self._catalog, requested(body))
+        model = await anyio.to_thread.run_sync(resolve, self._catalog, body)
         request.state.model = model.id
-        engine = await self._prepare(model)
-        upstream = await _unless_disconnected(
-            request, _send(engine, request, {**body, "model": model.engine_name})
-        )
-        headers = {k: v for k in _PASSED_ON if (v := upstream.headers.get(k)) is not None}
-        if upstream.is_closed:
-            return Response(upstream.content, upstream.status_code, headers)
+        own = {key: value for key, value in body.items() if key not in FIELDS}
+        async with AsyncExitStack() as held:
+            engine = await self._prepare(model, held)
+            upstream = await _unless_disconnected(
+                request, _send(engine, request, {**own, "model": model.engine_name})
+            )
+            headers = {k: v for k in _PASSED_ON if (v := upstream.headers.get(k)) is not None}
+            if upstream.is_closed:
+                return Response(upstream.content, upstream.status_code, headers)
 
-        def first_event() -> None:
-            self._metrics.observe_first_token(model.id, time.perf_counter() - started)
+            def first_event() -> None:
+                self._metrics.observe_first_token(model.id, time.perf_counter() - started)
 
-        return _Stream(upstream, first_event, headers)
+            held.push_async_callback(upstream.aclose)
+            return _Stream(upstream, held.pop_all(), first_event, headers)
 
-    async def _prepare(self, model: Model) -> Engine:
+    async def _prepare(self, model: Model, held: AsyncExitStack) -> Engine:
+        """The engine, with what the model needs in it until `held` is closed."""
         try:
             engine = self._engines.get(model.base.name)
         except NotFound as error:  # a base so new that its engine has not been started
             raise EngineUnavailable(retry_after=_RETRY_AFTER) from error
-        if model.adapter is not None:
+        if model.composed is not None:
+            await held.enter_async_context(self._composer.hold(engine, model))
+        elif model.adapter is not None:
             await engine.ensure_adapter(model.engine_name, model.adapter.path)
         return engine
 
@@ -109,20 +120,24 @@ async def _send(engine: Engine, request: Request, body: dict[str, Any]) -> httpx
 
 
 class _Stream(StreamingResponse):
-    """Closes its upstream whatever happens: that is how the engine learns to stop."""
+    """Closes what it holds whatever happens: the engine learns from its upstream to stop."""
 
     def __init__(
-        self, upstream: httpx.Response, first_event: Callable[[], None], headers: dict[str, str]
+        self,
+        upstream: httpx.Response,
+        held: AsyncExitStack,
+        first_event: Callable[[], None],
+        headers: dict[str, str],
     ):
         super().__init__(_events(upstream, first_event), upstream.status_code, headers)
-        self._upstream = upstream
+        self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
             with anyio.CancelScope(shield=True):
-                await self._upstream.aclose()
+                await self._held.aclose()
 
 
 async def _events(

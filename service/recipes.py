@@ -1,9 +1,5 @@
 """From a recipe, which speaks in names, to a spec, which a worker can run: resolved and checked."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import TypeVar
-
 from pruning.adapters.jobs import (
     AdapterSpec,
     CompressRecipe,
@@ -15,19 +11,20 @@ from pruning.adapters.jobs import (
 )
 from pruning.allocation import budget
 from pruning.errors import InvalidInput
-from pruning.recipe import PruneSpec, Recipe, Text
-from service.catalog import Base, Catalog
-from service.errors import Conflict, NotFound
+from pruning.recipe import PruneSpec, Recipe
+from service.catalog import Catalog
+from service.datasets import Datasets
+from service.errors import Conflict
+from service.records import Base
+from service.texts import Texts, lookup
 
-Found = TypeVar("Found")
 
-
-def resolve(recipe: Recipe, catalog: Catalog) -> PruneSpec:
+def resolve(recipe: Recipe, catalog: Catalog, datasets: Datasets) -> PruneSpec:
     """Look up every name of a recipe; InvalidInput names the one that is unknown or unfit.
 
     Conflict when the name of the slim base to be is taken.
     """
-    base = _known("base", lambda: catalog.base(recipe.base))
+    base = lookup("base", lambda: catalog.base(recipe.base))
     budget.check(base.geometry, recipe)
     if any(taken.name == recipe.name for taken in catalog.bases()):
         raise Conflict(
@@ -43,17 +40,19 @@ def resolve(recipe: Recipe, catalog: Catalog) -> PruneSpec:
             )
     if recipe.fleet:
         recipe.fleet.check(names)
+    adapters = {name: registered[name].absolute() for name in names}
+    texts = Texts(catalog, datasets, adapters)
     return PruneSpec(
         recipe=recipe,
         base=base.path.absolute(),
-        adapters={name: registered[name].absolute() for name in names},
-        calibration=_path(recipe.calibration, "calibration", catalog),
-        training=_path(recipe.training, "training", catalog) if recipe.training else None,
+        adapters=adapters,
+        calibration=texts.paths(recipe.calibration, "calibration"),
+        training=texts.paths(recipe.training, "training") if recipe.training else None,
         fleet_texts={
-            name: _path(text, f"fleet.texts.{name}", catalog)
+            name: texts.paths(text, f"fleet.texts.{name}")
             for name, text in (recipe.fleet.texts.items() if recipe.fleet else ())
         },
-        evaluation=_path(recipe.evaluation, "evaluation", catalog),
+        evaluation=texts.path(recipe.evaluation, "evaluation"),
     )
 
 
@@ -63,8 +62,9 @@ def resolve_adapters(recipe: MergeRecipe | CompressRecipe, catalog: Catalog) -> 
     Sources may be of the recipe's base, of its dense parent, or of other slim bases of it.
     Conflict when a name to be is taken.
     """
-    base = _known("base", lambda: catalog.base(recipe.base))
+    base = lookup("base", lambda: catalog.base(recipe.base))
     taken = {adapter.name for adapter in catalog.adapters(base.name)}
+    taken |= {named.name for named in catalog.compositions(base.name)}
     for name in results(recipe):
         if name in taken:
             raise Conflict(
@@ -76,7 +76,7 @@ def resolve_adapters(recipe: MergeRecipe | CompressRecipe, catalog: Catalog) -> 
 
     def source(one: Input) -> SourceSpec:
         home = homes[one.label]
-        found = _known("sources", lambda: catalog.adapter(home.name, one.adapter))
+        found = lookup("sources", lambda: catalog.adapter(home.name, one.adapter))
         cut = _cut(home) if meets else None
         return SourceSpec(path=found.path.absolute(), weight=one.weight, cut=cut)
 
@@ -97,7 +97,7 @@ def _home(one: Input, base: Base, catalog: Catalog) -> Base:
     name = one.base
     if name is None:
         return base
-    home = _known("sources", lambda: catalog.base(name))
+    home = lookup("sources", lambda: catalog.base(name))
     if _root(home) != _root(base):
         raise InvalidInput(
             "sources",
@@ -117,14 +117,3 @@ def _cut(base: Base) -> Cut | None:
         return None
     path = base.path.absolute()
     return Cut(base=path, plan=path.parent / "plan.json")
-
-
-def _path(text: Text, purpose: str, catalog: Catalog) -> Path:
-    return _known(f"{purpose}.file", lambda: catalog.file(text.file)).path.absolute()
-
-
-def _known(field: str, find: Callable[[], Found]) -> Found:
-    try:
-        return find()
-    except NotFound as error:
-        raise InvalidInput(field, f"{error}; register it first", code="not_found") from error

@@ -38,6 +38,17 @@ adapters = Table(
     Column("created", BigInteger, nullable=False),
 )
 
+compositions = Table(
+    "compositions",
+    metadata,
+    Column("base", ForeignKey("bases.name"), primary_key=True),
+    Column("name", String(63), primary_key=True),
+    Column("parts", JSON, nullable=False),  # by adapter, its weight
+    Column("strategy", JSON, nullable=False),
+    Column("pinned", Boolean, nullable=False),
+    Column("created", BigInteger, nullable=False),
+)
+
 files = Table(
     "files",
     metadata,

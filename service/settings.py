@@ -22,6 +22,12 @@ class Settings(BaseSettings):
     engine_max_loras: int = Field(8, ge=1, description="adapters active in one batch")
     engine_max_cpu_loras: int = Field(64, ge=1, description="adapters an engine holds in memory")
     engine_max_lora_rank: int = Field(64, ge=1)
+    composition_limit: int = Field(
+        32, ge=1, description="compositions that an engine keeps loaded, pinned ones aside"
+    )
+    composition_disk_bytes: int = Field(
+        4 << 30, ge=0, description="adapters built for compositions, the oldest going first"
+    )
     engine_max_model_len: int | None = Field(None, ge=16, description="the base's own when absent")
     engine_kv_cache_bytes: int = Field(1 << 28, ge=1 << 20, description="KV cache of a CPU engine")
     engine_gpu_memory: float = Field(
@@ -51,6 +57,16 @@ class Settings(BaseSettings):
     @property
     def files(self) -> Path:
         return self.home / "files"
+
+    @property
+    def datasets(self) -> Path:
+        """Folders of text that recipes name; whoever runs the server puts them there."""
+        return self.home / "datasets"
+
+    @property
+    def hub(self) -> Path:
+        """What recipes named of the Hugging Face hub's data sets."""
+        return self.home / "hub"
 
     @property
     def jobs(self) -> Path:

@@ -2,93 +2,42 @@
 
 An idea of this project, on two old ones: least squares on a Gram, and the best approximation of
 low rank in its norm (Eckart and Young, Psychometrika 1936, https://doi.org/10.1007/BF02288367).
-With the adapter active, a reader of the dense base gives (W + ΔW) x; the reader of the slim base,
-W' on the inputs K that stay, gives W' x_K.  The change D that brings the second closest to the
-first over the adapter's own text is one solve; of all changes of the adapter's rank, the one
-closest to D there keeps the left singular vectors U of D L, L Lᵀ the Gram of x_K: it is U Uᵀ D.
-q, k, v, gate and up projections need no refit: what stays of them does what it did.
+The adapter's own text passes the dense base and the slim one side by side, adapter active in both.
+At every reader the slim base shall have what the dense one has: the goal lies half way between what
+the dense reader, W + ΔW, would make of the slim base's own states, and what brings these states
+back to those of the dense base.  The change D of the slim reader that comes closest to the goal is
+one solve; of all changes of the adapter's rank, the one closest to D keeps the left singular
+vectors U of D L, L Lᵀ the Gram of the inputs that stay: it is U Uᵀ D.  q, k, v, gate and up
+projections stay as carried: refitting them to the outputs of the dense base gained nothing.
 
 Layer after layer, on hidden states that the slim base and the adapters as refit so far have made.
 """
 
-# Shape suffixes:  S = sequences,  T = tokens,  H = outputs of a reader,  C = its inputs,
-# K = inputs that stay,  R = atoms.
+# Shape suffixes:  S = sequences,  T = tokens,  B = sequences of a batch,  N = tokens that count,
+# H = outputs of a reader,  C = its inputs,  K = inputs that stay,  R = atoms.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pruning import evaluation
 from pruning.adapters.algebra import Bag, bags_of, balanced, fold, positive
-from pruning.adapters.atoms import Adapter, Atoms, Key
-from pruning.adapters.carry import Cut, load, project, save
-from pruning.adapters.peft_format import CALIBRATION
+from pruning.adapters.atoms import Adapter, Atoms
+from pruning.adapters.carry import Cut, project
+from pruning.adapters.own_text import OwnText
 from pruning.progress import Progress
-from pruning.recipe import PruneSpec
-from pruning.statistics.grams import Gram, refit
-from pruning.statistics.walk import Blocks, Passage, Reader, counted
-from pruning.text import load_tokenizer
+from pruning.statistics.grams import Gram, fit
+from pruning.statistics.walk import Blocks, Passage, Reader
 from pruning.units import BLOCKS, KINDS, READERS, Kind, selections
 from pruning.weights.checkpoint import Checkpoint
 from pruning.weights.tensors import block_of
 
-DAMPING = 0.01  # of the mean of the Gram's diagonal
-
-
-@dataclass(frozen=True)
-class OwnText:
-    """Sequences of an adapter's text, padded on the right, and which of their tokens count."""
-
-    ids_ST: Tensor
-    counted_ST: Tensor
-
-    @classmethod
-    def padded(cls, rows: Sequence[list[int]], sink_tokens: int) -> "OwnText":
-        """Rows of different lengths; padding stands right of what a causal model looks at."""
-        shape = len(rows), max(map(len, rows))
-        ids_ST = torch.zeros(shape, dtype=torch.long)
-        counted_ST = torch.zeros(shape, dtype=torch.bool)
-        for number, ids in enumerate(rows):
-            ids_ST[number, : len(ids)] = torch.tensor(ids)
-            counted_ST[number, sink_tokens : len(ids)] = True
-        return cls(ids_ST, counted_ST)
-
-
-def carry_refit(
-    spec: PruneSpec,
-    checkpoint: Checkpoint,
-    cut: Cut,
-    slim_weights: Path,
-    ids_ST: Tensor,
-    out: Path,
-    progress: Progress,
-) -> None:
-    """Carry all adapters of a job to `out`/adapters, refit on the text of each.
-
-    That is the rows of its calibration.jsonl, cut to the length of the recipe's calibration
-    sequences, or those sequences, `ids_ST`, where it has none.  Raises InvalidInput as `carry`.
-    """
-    tokenizer, recipe = load_tokenizer(spec.base), spec.recipe
-    common = OwnText(ids_ST, counted(ids_ST, recipe.sink_tokens))
-    adapters: dict[str, Adapter] = {}
-    texts: dict[str, OwnText] = {}
-    for name, source in sorted(spec.adapters.items()):
-        field, rows = f"adapters.{name}", source / CALIBRATION
-        adapters[name], texts[name] = load(source, cut, field), common
-        if rows.is_file():
-            examples = evaluation.rows(tokenizer, rows, recipe.calibration.length, field)
-            texts[name] = OwnText.padded([ids for ids, _ in examples], recipe.sink_tokens)
-    with TemporaryDirectory(dir=out) as states:
-        carried = refit_adapters(
-            adapters, texts, checkpoint, cut, slim_weights, Path(states), progress
-        )
-    for name, adapter in carried.items():
-        save(adapter, spec.adapters[name], out / "adapters" / name, cut, f"adapters.{name}")
+DAMPING = 0.03  # of the mean of the Gram's diagonal
+RETURN = 0.5  # how much of the goal is to come back to the states of the dense base
 
 
 def refit_adapters(
@@ -97,92 +46,139 @@ def refit_adapters(
     checkpoint: Checkpoint,
     cut: Cut,
     slim_weights: Path,
-    work: Path,
+    state: Path,
     progress: Progress,
 ) -> dict[str, Adapter]:
     """Project adapters of a dense base to its slim one, the atoms of their readers refit.
 
     `slim_weights` is the slim base's safetensors file, whose other linears are those of the dense
-    base.  Ranks, alphas and modules stay what they were.  All adapters pass a layer together.
+    base.  Ranks, alphas and modules stay what they were.  All adapters pass a layer together; what
+    is below `state` survives a kill, which costs one adapter's work on one layer.
     """
-    carried = {name: project(adapter, cut.dense, cut.plan) for name, adapter in adapters.items()}
     travels = {
-        name: _Travel(
-            bags_of(adapter),
-            dict(carried[name].atoms),
-            bool(adapter.config.get("use_rslora")),
-            Passage(checkpoint, texts[name].ids_ST, texts[name].counted_ST, work / name),
-        )
+        name: _Travel(adapter, texts[name], checkpoint, cut, state / name)
         for name, adapter in adapters.items()
     }
     blocks, num_layers = Blocks(checkpoint), len(cut.plan.layers)
-    for layer in range(num_layers):
+    for layer in range(min((t.layer for t in travels.values()), default=num_layers), num_layers):
         tensors = checkpoint.layer(layer)
         readers = _slim_readers(slim_weights, cut, layer, blocks.device)
         for number, (name, travel) in enumerate(travels.items()):
+            if travel.layer > layer:  # before a kill
+                continue
             fraction = (layer + number / len(travels)) / num_layers
             progress(fraction, f"refitting {name}, layer {layer + 1} of {num_layers}")
-            _pass_layer(travel, blocks, tensors, readers, cut, layer)
-    return {name: replace(carried[name], atoms=travels[name].atoms) for name in adapters}
+            travel.pass_layer(blocks, tensors, readers)
+    return {name: travel.arrived() for name, travel in travels.items()}
 
 
-@dataclass(frozen=True)
 class _Travel:
-    """An adapter on its way through the layers; `atoms`, of the slim base, change as it goes."""
+    """An adapter on its way through the layers of both bases, whose states lie below `state`."""
 
-    dense: Mapping[Key, Bag]
-    atoms: dict[Key, Atoms]
-    rslora: bool
-    passage: Passage
+    def __init__(
+        self, adapter: Adapter, text: OwnText, checkpoint: Checkpoint, cut: Cut, state: Path
+    ):
+        self._cut, self._state = cut, state
+        self._bags = bags_of(adapter)
+        self._carried = project(adapter, cut.dense, cut.plan)
+        self._weights_ST = text.weights_ST
+        counted_ST = text.weights_ST > 0
+        self._dense = Passage(checkpoint, text.ids_ST, counted_ST, state / "dense")
+        self._slim = Passage(checkpoint, text.ids_ST, counted_ST, state / "slim")
+        self.layer = min(self._dense.layer, self._slim.layer)  # the layer that is next
+        self._dense.layer = self._slim.layer = self.layer
+
+    def pass_layer(
+        self, blocks: Blocks, tensors: Mapping[str, Tensor], readers: Mapping[Kind, Reader]
+    ) -> None:
+        """Through the next layer, of these tensors in the dense base and readers in the slim."""
+        adapted = self._adapted(tensors)
+        blocks.fill(self.layer, adapted)
+        refit: dict[str, Tensor] = {}
+        for kind in KINDS:
+            dense = Reader.dense(adapted, kind, blocks.device)
+            for _ in self._dense.inputs(blocks, kind):
+                pass
+            self._dense.read(blocks, kind, dense)
+            if kind not in readers:
+                self._slim.skip(kind)
+                continue
+            reader = readers[kind]
+            gram, goals_HK = self._goals(blocks, kind, dense, reader)
+            if atoms := self._atoms(kind):
+                bag = closest(goals_HK, gram, reader.weight_HK, fold(atoms, self._rslora))
+                found = _unfolded(bag, atoms, self._rslora)
+                refit |= {f"{READERS[kind]}.a": found.a, f"{READERS[kind]}.b": found.b}
+                reader = replace(reader, weight_HK=reader.weight_HK.float() + bag.delta)
+            self._slim.read(blocks, kind, reader)
+        save_file(refit, self._state / f"layer-{self.layer}.safetensors")
+        self._slim.finish_layer()
+        self._dense.finish_layer()
+        self.layer += 1
+
+    def arrived(self) -> Adapter:
+        """The adapter with the atoms of all layers as they were refit."""
+        atoms = dict(self._carried.atoms)
+        for new, old in enumerate(self._cut.plan.kept_layers):
+            refit = load_file(self._state / f"layer-{old}.safetensors")
+            for linear in {name.partition(".")[0] for name in refit}:
+                found = {"a": refit[f"{linear}.a"], "b": refit[f"{linear}.b"]}
+                atoms[new, linear] = replace(atoms[new, linear], **found)
+        return replace(self._carried, atoms=atoms)
+
+    @property
+    def _rslora(self) -> bool:
+        return bool(self._carried.config.get("use_rslora"))
+
+    def _atoms(self, kind: Kind) -> Atoms | None:
+        """What was carried of the adapter on the reader of the layer's block."""
+        new = self._cut.plan.kept_layers.index(self.layer)
+        return self._carried.atoms.get((new, READERS[kind]))
+
+    def _adapted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The dense layer with the adapter merged into it."""
+        adapted = dict(tensors)
+        for (index, linear), bag in self._bags.items():
+            if index == self.layer:
+                name = f"{block_of(linear)}.{linear}.weight"
+                adapted[name] = adapted[name].float() + bag.delta
+        return adapted
+
+    def _goals(
+        self, blocks: Blocks, kind: Kind, dense: Reader, slim: Reader
+    ) -> tuple[Gram, Tensor]:
+        """The Gram of the inputs that stay, and Σ y xᵀ of the goals y; tokens as they weigh."""
+        gram = Gram(len(slim.kept_K), blocks.device)
+        goals_HK = gram.products_CC.new_zeros(len(slim.weight_HK), len(slim.kept_K))
+        before_STH, wanted_STH = self._slim.before(kind), self._dense.after(kind)
+        for rows, inputs_BTC in self._slim.inputs(blocks, kind):
+            weights_BT = self._weights_ST[rows].to(blocks.device)
+            counts_BT = weights_BT > 0
+            root_N1 = weights_BT[counts_BT].sqrt()[:, None]
+            inputs_NC = inputs_BTC[counts_BT]
+            back_NH = (wanted_STH[rows] - before_STH[rows]).to(blocks.device)[counts_BT]
+            goals_NH = RETURN * back_NH + (1 - RETURN) * dense(inputs_NC)
+            if slim.bias_H is not None:
+                goals_NH -= slim.bias_H.float()
+            inputs_NK = root_N1 * inputs_NC[:, slim.kept_K]
+            gram.add(inputs_NK)
+            goals_HK += (root_N1 * goals_NH).T @ inputs_NK
+        return gram, goals_HK
 
 
-def _pass_layer(
-    travel: _Travel,
-    blocks: Blocks,
-    tensors: Mapping[str, Tensor],
-    readers: Mapping[Kind, Reader],
-    cut: Cut,
-    layer: int,
-) -> None:
-    adapted = _adapted(tensors, travel, layer)
-    blocks.fill(layer, adapted)
-    for kind in KINDS:
-        if kind not in readers:
-            travel.passage.skip(kind)
-            continue
-        gram, reader = travel.passage.gram(blocks, kind), readers[kind]
-        key = (cut.plan.kept_layers.index(layer), READERS[kind])
-        if atoms := travel.atoms.get(key):
-            target_HC = Reader.dense(adapted, kind, reader.weight_HK.device).weight_HK
-            bag = closest(target_HC, reader, fold(atoms, travel.rslora), gram)
-            travel.atoms[key] = _unfolded(bag, atoms, travel.rslora)
-            reader = replace(reader, weight_HK=reader.weight_HK.float() + bag.delta)
-        travel.passage.read(blocks, kind, reader)
-    travel.passage.finish_layer()
-
-
-def closest(target_HC: Tensor, reader: Reader, carried: Bag, gram: Gram) -> Bag:
-    """The atoms, as many as were carried, that bring a reader closest to one that has all inputs.
+def closest(goals_HK: Tensor, gram: Gram, slim_HK: Tensor, carried: Bag) -> Bag:
+    """The atoms, as many as were carried, that bring a slim reader closest to its goals.
 
     What the text does not decide stays with the atoms as they were carried.  float32.
     """
-    gram_CC, kept_K = gram.products_CC, reader.kept_K
-    slim_HK = reader.weight_HK.to(gram_CC)
-    anchor_HK = slim_HK + carried.delta.to(gram_CC)
-    change_HK = refit(target_HC, gram_CC, kept_K, DAMPING, anchor_HK) - slim_HK
-    energy_HH = change_HK @ gram_CC[kept_K][:, kept_K] @ change_HK.T
+    gram_KK = gram.products_CC
+    slim_HK = slim_HK.to(gram_KK)
+    anchor_HK = slim_HK + carried.delta.to(gram_KK)
+    every_K = torch.arange(len(gram_KK), device=gram_KK.device)
+    change_HK = fit(goals_HK, gram_KK, every_K, DAMPING, anchor_HK) - slim_HK
+    energy_HH = change_HK @ gram_KK @ change_HK.T
     left_HR = torch.linalg.eigh((energy_HH + energy_HH.T) / 2).eigenvectors[:, -carried.rank :]
     return positive(balanced(Bag((left_HR.T @ change_HK).float(), left_HR.float())))
-
-
-def _adapted(tensors: Mapping[str, Tensor], travel: _Travel, layer: int) -> dict[str, Tensor]:
-    """A dense layer with the adapter merged into it."""
-    adapted = dict(tensors)
-    for (index, linear), bag in travel.dense.items():
-        if index == layer:
-            name = f"{block_of(linear)}.{linear}.weight"
-            adapted[name] = adapted[name].float() + bag.delta
-    return adapted
 
 
 def _slim_readers(weights: Path, cut: Cut, layer: int, device: torch.device) -> dict[Kind, Reader]:
@@ -209,4 +205,5 @@ def _slim_readers(weights: Path, cut: Cut, layer: int, device: torch.device) -> 
 def _unfolded(bag: Bag, atoms: Atoms, rslora: bool) -> Atoms:
     """A bag as atoms of the alpha, rank and dtypes that these had."""
     scale = atoms.alpha / (bag.rank**0.5 if rslora else bag.rank)
-    return replace(atoms, a=bag.a_RI.to(atoms.a), b=(bag.b_OR / scale).to(atoms.b))
+    a, b = bag.a_RI.to("cpu", atoms.a.dtype), (bag.b_OR / scale).to("cpu", atoms.b.dtype)
+    return replace(atoms, a=a.contiguous(), b=b.contiguous())

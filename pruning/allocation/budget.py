@@ -205,12 +205,15 @@ def check(geometry: Geometry, recipe: Recipe) -> None:
         if position and entry.from_dense:
             raise InvalidInput("recovery", f"{entry.name} starts from the dense base: put it first")
         if recipe.carry == "refit" and not entry.from_dense:
-            raise InvalidInput("carry", f"refit cannot follow {entry.name}; give project")
+            raise InvalidInput(
+                "carry", f"refit cannot follow {entry.name}; give project, and carry_distill"
+            )
     if len(set(geometry.layers)) > 1:
         raise InvalidInput("base", "layers differ in width: it is slim already; give a dense base")
     _check_blocks(geometry, recipe)
     _check_floors(geometry, recipe)
     _check_export(geometry, recipe)
+    _check_refits(geometry, recipe)
     _check_memory(geometry, recipe)
     _check_target(geometry, recipe)
 
@@ -238,6 +241,18 @@ def _check_export(geometry: Geometry, recipe: Recipe) -> None:
         raise InvalidInput("allocator", f"{geometry.family} needs uniform: {reason}")
     if recipe.export == "uniform" and recipe.allocator.name != "uniform":
         raise InvalidInput("export", "uniform needs allocator uniform; give auto or per_layer")
+
+
+def _check_refits(geometry: Geometry, recipe: Recipe) -> None:
+    """What is refit to reach hidden states must end where a block does, not before a norm."""
+    if not any(block.post_norm for block in geometry.architecture.blocks):
+        return
+    if recipe.carry == "refit":
+        raise InvalidInput("carry", f"{geometry.family} has norms behind its readers; give project")
+    for method in recipe.recovery:
+        if method.params.get("goal") == "stream":
+            reason = f"stream: {geometry.family} has norms behind its readers; give goal layer"
+            raise InvalidInput("recovery", reason)
 
 
 def _check_blocks(geometry: Geometry, recipe: Recipe) -> None:

@@ -3,7 +3,10 @@
 Level-switch mutations that keep the budget, and selection on more and more text, are those of
 Sieberling et al., "EvoPress: Accurate Dynamic Model Compression via Evolutionary Search",
 ICML 2025, https://arxiv.org/abs/2410.14649.  Uniform and global widths are its first parents, so
-that only what has a lower loss than both on the calibration text is chosen over them.  The whole
+that only what has a lower loss than both on the calibration text is chosen over them.  With `refit`
+the readers are refit to every candidate, so that widths are judged as `closed_form` will repair
+them; the fitness `divergence`, from the dense base's distributions, tells candidates apart on less
+text than the loss does.  The whole
 base is held in memory in float32 (`memory_gib` bounds it): it is meant for small bases.
 """
 
@@ -30,11 +33,13 @@ _AMOUNTS = (1 / 32, 1 / 16, 1 / 8)  # of the dense FFN width: what one switch mo
 def allocate(problem: Problem, params: SearchParams) -> Widths:
     """The fittest widths after some generations; never worse than uniform on the same text."""
     ids_ST = problem.calibration()[: params.sequences]
-    trial = Trial(problem.checkpoint, ids_ST, problem.statistics)
+    damping = params.damping if params.refit else None
+    trial = Trial(problem.checkpoint, ids_ST, problem.statistics, damping)
+    fitness = trial.loss if params.fitness == "loss" else trial.divergence
 
     def loss(widths: Widths, sequences: int) -> float:
         plan = select(problem.scores, widths, problem.recipe.bias_compensation)
-        return trial.loss(plan, sequences)
+        return fitness(plan, sequences)
 
     globally, _, default = allocator(Method(name="global"))
     first = [uniform.allocate(problem, Params()), globally(problem, default)]

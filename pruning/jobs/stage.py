@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pruning.artifacts import Parents, seal
-from pruning.digest import tree_digest
+from pruning.digest import file_digest, tree_digest
 from pruning.errors import InvalidInput
 from pruning.jobs.kinds import KINDS, PRUNING
 from pruning.jobs.outputs import slim_base
@@ -46,12 +46,20 @@ def assemble(spec: PruneSpec, work: Path, progress: Progress) -> None:
     parents = Parents(
         base=tree_digest(spec.base),
         adapters={name: tree_digest(path) for name, path in spec.adapters.items()},
+        texts={place: file_digest(path) for place, path in spec.parts.items()},
     )
     seal(draft, spec.recipe, parents)
 
 
 def run(stage: str, work: Path, kind: str, pipeline: str, progress: Progress) -> None:
-    """Run a stage from scratch: what an interrupted attempt left is removed first."""
+    """Run a stage: what an interrupted attempt left is removed first, but for its state.
+
+    WORK/STAGE.state is where a stage keeps what a kill shall not undo.  It goes when
+    WORK/STAGE.done says that the stage is over; what is over is not run again.
+    """
+    done = work / f"{stage}.done"
+    if done.exists():
+        return
     (known,) = (one for one in KINDS if one.workflow == kind)
     spec = known.spec.model_validate_json((work / "spec.json").read_bytes())
     shutil.rmtree(work / stage, ignore_errors=True)
@@ -59,6 +67,8 @@ def run(stage: str, work: Path, kind: str, pipeline: str, progress: Progress) ->
     if stage not in stages:
         stages = importlib.import_module(pipeline).STAGES
     stages[stage](spec, work, progress)
+    done.touch()
+    shutil.rmtree(work / f"{stage}.state", ignore_errors=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from pruning.methods.criteria import FLAP
-from pruning.methods.entry import MethodEntry, Paper, Params
+from pruning.methods.entry import MethodEntry, Paper, Params, Statistic
 
 
 class GlobalParams(Params):
@@ -64,6 +64,14 @@ class SearchParams(WholeBaseParams):
     generations: int = Field(16, ge=1, le=10000)
     offspring: int = Field(12, ge=1, le=1000)
     sequences: int = Field(32, ge=1)  # of the calibration text; selection starts on fewer
+    # divergence: of the next tokens' distributions from the dense base's
+    fitness: Literal["loss", "divergence"] = "loss"
+    refit: bool = False  # judge candidates with their readers refit, as closed_form will
+    damping: float = Field(0.01, gt=0, le=1)  # of that refit
+
+    @property
+    def needs(self) -> frozenset[Statistic]:
+        return frozenset({"input_grams"}) if self.refit else frozenset()
 
 
 ENTRIES = (

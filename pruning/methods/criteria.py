@@ -61,6 +61,12 @@ class PqParams(Params):
 class ObsParams(Params):
     damping: float = Field(0.01, gt=0, le=1)  # of the mean of the Gram's diagonal
     rounds: int = Field(16, ge=1)  # in which units leave; more is greedier and slower
+    # guided: tokens weigh by the squared gradient of the loss where their errors would be
+    tokens: Literal["alike", "guided"] = "alike"
+
+    @property
+    def needs(self) -> frozenset[Statistic]:
+        return frozenset({"input_grams" if self.tokens == "alike" else "guided_grams"})
 
 
 FLAP = Paper(
@@ -244,7 +250,6 @@ ENTRIES = (
             "https://arxiv.org/abs/2302.04089",
         ),
         params=ObsParams,
-        needs=frozenset({"input_grams"}),
         comparable=False,
     ),
 )

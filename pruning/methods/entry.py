@@ -18,6 +18,7 @@ Statistic = Literal[
     "lora_saliency",
     "zeroth_order",
     "input_grams",
+    "guided_grams",
     "influence",
 ]
 

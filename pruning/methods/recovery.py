@@ -1,5 +1,7 @@
 """Recovery methods: what repairs a slim base."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from pruning.methods.entry import MethodEntry, Paper, Params
@@ -7,6 +9,8 @@ from pruning.methods.entry import MethodEntry, Paper, Params
 
 class ClosedFormParams(Params):
     damping: float = Field(0.01, gt=0, le=1)  # of the mean of the Gram's diagonal
+    # layer: what the dense weights make of the slim inputs; stream: the dense hidden states
+    goal: Literal["layer", "stream"] = "layer"
 
 
 class TrainingParams(Params):

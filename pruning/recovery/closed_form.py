@@ -3,9 +3,11 @@
 Hu et al., "FASP: Fast and Accurate Structured Pruning of Large Language Models", arXiv 2025,
 https://arxiv.org/abs/2501.09412: least squares on the Gram of the inputs, one solve per reader.
 Layer after layer, each on what the new layers before it and the new attention beside it make of
-the calibration text; the goal is what the dense weights would make of those same inputs.  Where
-the slim base has a bias, weights and bias are refit together: of FLAP's bias (An et al., AAAI
-2024, https://arxiv.org/abs/2312.11983) this is the best one.
+the calibration text.  The goal is what the dense weights would make of those same inputs (`layer`),
+or, an idea of ours, whatever leads from there to the hidden states of the dense base (`stream`): so
+each reader also makes up for what the blocks before it lost.  Where the slim base has a bias,
+weights and bias are refit together: of FLAP's bias (An et al., AAAI 2024,
+https://arxiv.org/abs/2312.11983) this is the best one.
 """
 
 import torch
@@ -16,43 +18,60 @@ from torch import Tensor
 from pruning.methods.recovery import ClosedFormParams
 from pruning.progress import Progress
 from pruning.registry import RecoveryContext
-from pruning.statistics.walk import Blocks, Passage, Reader, counted, refit_reader
+from pruning.statistics.walk import Blocks, Goal, Passage, Reader, counted, refit_reader
 from pruning.units import KINDS, READERS, selections
 from pruning.weights.rewriting import WEIGHTS, rewrite
 
 
 def recover(context: RecoveryContext, params: ClosedFormParams, progress: Progress) -> None:
     """Refit the readers of the slim base, from the dense weights; a kill costs one layer's work."""
-    num_layers = len(context.plan.layers)
+    num_layers, checkpoint = len(context.plan.layers), context.checkpoint
     tokens_ST = counted(context.ids_ST, context.spec.recipe.sink_tokens)
-    passage = Passage(context.checkpoint, context.ids_ST, tokens_ST, context.state)
-    blocks = Blocks(context.checkpoint)
+    passage = Passage(checkpoint, context.ids_ST, tokens_ST, context.state)
+    guide = None
+    if params.goal == "stream":
+        guide = Passage(checkpoint, context.ids_ST, tokens_ST, context.state / "dense")
+        if guide.layer < passage.layer:  # killed between the two
+            guide.finish_layer()
+    blocks = Blocks(checkpoint)
     while passage.layer < num_layers:
         progress(passage.layer / num_layers, f"refitting layer {passage.layer + 1} of {num_layers}")
-        _refit_layer(context, params, blocks, passage)
+        _refit_layer(context, params, blocks, passage, guide)
         passage.finish_layer()
+        if guide:
+            guide.finish_layer()
     rewrite(context.source, context.destination, lambda name: _tensor(context, name))
 
 
 def _refit_layer(
-    context: RecoveryContext, params: ClosedFormParams, blocks: Blocks, passage: Passage
+    context: RecoveryContext,
+    params: ClosedFormParams,
+    blocks: Blocks,
+    passage: Passage,
+    guide: Passage | None,
 ) -> None:
-    """Take `passage` through one layer, and keep the layer's new readers on disk."""
+    """Take `passage` through one layer, and keep the layer's new readers on disk.
+
+    `guide` goes through the dense layer and shows the states to come back to, if there is one.
+    """
     layer, found = passage.layer, dict[str, Tensor]()
     tensors = context.checkpoint.layer(layer)
     blocks.fill(layer, tensors)
     chosen = selections(context.checkpoint.geometry, layer, context.plan.layers[layer])
     for kind in KINDS:
-        linear = READERS[kind]
+        linear, dense = READERS[kind], Reader.dense(tensors, kind, blocks.device)
+        if guide:
+            guide.follow(blocks, kind, dense)
         if linear not in chosen:
             passage.skip(kind)
             continue
-        gram = passage.gram(blocks, kind)
-        reader = Reader.dense(tensors, kind, blocks.device)
+        gram, reader = passage.gram(blocks, kind), dense
         kept_K = torch.tensor(chosen[linear].indices, device=blocks.device)
-        if len(kept_K) < reader.num_inputs:
-            gains_bias = context.plan.bias_compensation
-            reader = refit_reader(reader, gram, kept_K, params.damping, gains_bias)
+        is_cut = len(kept_K) < dense.num_inputs
+        if is_cut or guide:
+            goal = passage.goal(kind, gram, guide) if guide else Goal.own(dense, gram)
+            gains_bias = is_cut and context.plan.bias_compensation
+            reader = refit_reader(dense, gram, goal, kept_K, params.damping, gains_bias)
         passage.read(blocks, kind, reader)
         found |= reader.named(kind)
     save_file(found, context.state / f"layer-{layer}.safetensors")

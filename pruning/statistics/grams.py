@@ -92,11 +92,30 @@ def refit(
 
     W' = (W H_:K + λ A)(H_KK + λ I)⁻¹ minimises ‖W X − W' X_K‖² + λ ‖W' − A‖², where λ is `damping`
     times the mean of H's diagonal and the anchor A is W_K if none is given.  Computed in the
-    Gram's dtype, returned in it.
+    Gram's dtype, returned in it, as W_K and what the pruned inputs P and the anchor add to it:
+    W' = W_K + (W_P H_PK + λ (A − W_K))(H_KK + λ I)⁻¹.
     """
     weight_HC = weight_HC.to(gram_CC)
-    anchor_HK = weight_HC[:, kept_K] if anchor_HK is None else anchor_HK.to(gram_CC)
-    return _fit(weight_HC, gram_CC, kept_K, anchor_HK, _ridge(gram_CC, damping))[0].T
+    factor_KK, ridge = _factor(gram_CC[kept_K][:, kept_K], _ridge(gram_CC, damping))
+    pruned_C = torch.ones(len(gram_CC), dtype=torch.bool, device=gram_CC.device)
+    pruned_C[kept_K] = False
+    kept_HK = weight_HC[:, kept_K]
+    moved_HK = weight_HC[:, pruned_C] @ gram_CC[pruned_C][:, kept_K]
+    if anchor_HK is not None:
+        moved_HK += ridge * (anchor_HK.to(gram_CC) - kept_HK)
+    return kept_HK + torch.cholesky_solve(moved_HK.T, factor_KK).T
+
+
+def fit(
+    products_HK: Tensor, gram_CC: Tensor, kept_K: Tensor, damping: float, anchor_HK: Tensor
+) -> Tensor:
+    """The weights of the kept inputs that come closest to any goal y; (H, K).
+
+    W' = (Σ y x_Kᵀ + λ A)(H_KK + λ I)⁻¹ minimises ‖Y − W' X_K‖² + λ ‖W' − A‖²; λ as in `refit`.
+    """
+    factor_KK, ridge = _factor(gram_CC[kept_K][:, kept_K], _ridge(gram_CC, damping))
+    target_HK = products_HK.to(gram_CC) + ridge * anchor_HK.to(gram_CC)
+    return torch.cholesky_solve(target_HK.T, factor_KK).T
 
 
 def elimination(
@@ -111,19 +130,25 @@ def elimination(
     """
     num_units = weight_HC.shape[1] // channels
     batch = -(-num_units // rounds)
-    weight_HC, ridge = weight_HC.to(gram_CC), _ridge(gram_CC, damping)
-    left_U = torch.arange(num_units, device=gram_CC.device)
+    weight_HK = weight_HC.to(gram_CC)
+    inverse_KK = torch.cholesky_inverse(_factor(gram_CC, _ridge(gram_CC, damping))[0])
+    left_U = torch.arange(num_units)
     costs_U = torch.zeros(num_units, dtype=torch.float64)
     floor = 0.0
     while len(left_U):
-        rise_U = _rises(weight_HC, gram_CC, left_U, channels, ridge).cpu()
-        leaving = rise_U.argsort(stable=True)[:batch]
-        for position in leaving.tolist():
-            floor = max(float(rise_U[position]), math.nextafter(floor, math.inf))
-            costs_U[left_U[position]] = floor
-        stays = torch.ones(len(left_U), dtype=torch.bool)
-        stays[leaving] = False
-        left_U = left_U[stays.to(left_U.device)]
+        rise_U = _rises(weight_HK, inverse_KK, channels).cpu()
+        order_U = rise_U.argsort(stable=True)
+        leaving_U, staying_U = order_U[:batch], order_U[batch:].sort().values
+        for unit in leaving_U.tolist():
+            floor = max(float(rise_U[unit]), math.nextafter(floor, math.inf))
+            costs_U[left_U[unit]] = floor
+        left_U = left_U[staying_U]
+        if len(left_U):
+            leaving_S, staying_K = (
+                channels_of(units_U.to(gram_CC.device), channels)
+                for units_U in (leaving_U, staying_U)
+            )
+            weight_HK, inverse_KK = _without(weight_HK, inverse_KK, leaving_S, staying_K)
     return costs_U
 
 
@@ -137,45 +162,52 @@ def _dtype(num_channels: int) -> torch.dtype:
     return torch.float64 if num_channels <= WIDE else torch.float32
 
 
-def _rises(
-    weight_HC: Tensor, gram_CC: Tensor, left_U: Tensor, channels: int, ridge: float
-) -> Tensor:
+def _rises(weight_HK: Tensor, inverse_KK: Tensor, channels: int) -> Tensor:
     """How much the error rises when one of the units that are left leaves; (units left,)."""
-    kept_K = channels_of(left_U, channels)
-    anchor_HK = weight_HC[:, kept_K]
-    fitted_KH, factor_KK = _fit(weight_HC, gram_CC, kept_K, anchor_HK, ridge)
-    fitted_USH = fitted_KH.view(len(left_U), channels, -1)
-    blocks_USS = _diagonal_blocks(torch.cholesky_inverse(factor_KK), channels)
-    solved_USH = torch.linalg.solve(blocks_USS, fitted_USH)
-    rises_U: Tensor = (fitted_USH * solved_USH).sum(dim=(1, 2), dtype=torch.float64)
+    num_units = len(inverse_KK) // channels
+    weight_USH = weight_HK.T.reshape(num_units, channels, -1)
+    squares_USS = weight_USH @ weight_USH.mT
+    grid_USUS = inverse_KK.view(num_units, channels, num_units, channels)
+    blocks_USS = grid_USUS.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    solved_USS = torch.linalg.solve(blocks_USS, squares_USS)
+    rises_U: Tensor = solved_USS.diagonal(dim1=1, dim2=2).sum(dim=1, dtype=torch.float64)
     return rises_U
+
+
+def _without(
+    weight_HK: Tensor, inverse_KK: Tensor, leaving_S: Tensor, staying_K: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The refit weights of the inputs that stay, and the inverse of their damped Gram.
+
+    One step of a block Cholesky factorization of the inverse, with LLᵀ = (H⁻¹)_SS and
+    M = L⁻¹ (H⁻¹)_SK: W_K − W_S L⁻ᵀ M and (H⁻¹)_KK − Mᵀ M.
+    """
+    rows_SK = inverse_KK[leaving_S]
+    factor_SS, _ = _factor(rows_SK[:, leaving_S], 0.0)
+    half_SK = torch.linalg.solve_triangular(factor_SS, rows_SK[:, staying_K], upper=False)
+    lost_SH = torch.linalg.solve_triangular(factor_SS, weight_HK.T[leaving_S], upper=False)
+    weight_HK = weight_HK[:, staying_K].addmm_(lost_SH.T, half_SK, alpha=-1)
+    inverse_KK = inverse_KK[staying_K][:, staying_K].addmm_(half_SK.T, half_SK, alpha=-1)
+    return weight_HK, inverse_KK
 
 
 def _ridge(gram_CC: Tensor, damping: float) -> float:
     return damping * float(gram_CC.diagonal().mean())
 
 
-def _fit(
-    weight_HC: Tensor, gram_CC: Tensor, kept_K: Tensor, anchor_HK: Tensor, ridge: float
-) -> tuple[Tensor, Tensor]:
-    """The refit weights, transposed, and the Cholesky factor of the damped H_KK.
+def _factor(matrix_KK: Tensor, ridge: float) -> tuple[Tensor, float]:
+    """The Cholesky factor of a matrix with a ridge, and the ridge.
 
-    The ridge doubles until rounding lets the matrix be positive definite.
+    It doubles until rounding lets the matrix be positive definite.
     """
-    damped_KK = gram_CC[kept_K][:, kept_K]
-    if not damped_KK.isfinite().all():
+    if not matrix_KK.isfinite().all():
         raise InvalidInput("base", "its activations on the calibration text are not finite")
-    ridge = max(ridge, torch.finfo(damped_KK.dtype).tiny)  # all inputs may be zero
+    ridge = max(ridge, torch.finfo(matrix_KK.dtype).tiny)  # all inputs may be zero
+    damped_KK = matrix_KK.clone()
     damped_KK.diagonal().add_(ridge)
     factor_KK, failed = torch.linalg.cholesky_ex(damped_KK)
     while failed:
         damped_KK.diagonal().add_(ridge)
         ridge *= 2
         factor_KK, failed = torch.linalg.cholesky_ex(damped_KK)
-    target_HK = weight_HC @ gram_CC[:, kept_K] + ridge * anchor_HK
-    return torch.cholesky_solve(target_HK.T, factor_KK), factor_KK
-
-
-def _diagonal_blocks(matrix_KK: Tensor, size: int) -> Tensor:
-    grid = matrix_KK.view(len(matrix_KK) // size, size, -1, size)
-    return grid.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    return factor_KK, ridge

@@ -8,7 +8,7 @@ those of its own layer's new attention.  Memory holds one layer; hidden states l
 # K = inputs that stay,  B = sequences of a batch,  N = tokens that count.
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pruning.architectures.layout import Architecture, Block
 from pruning.progress import Progress
-from pruning.statistics.grams import Gram, StoredGrams, refit
+from pruning.statistics.grams import Gram, StoredGrams, fit
 from pruning.statistics.streaming import (
     become,
     layer_kinds,
@@ -50,6 +50,11 @@ class Reader:
         bias_H = None if bias_H is None else bias_H.to(device)
         return cls(len(every_C), every_C, weight_HC, bias_H)
 
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """What it makes of all inputs, (…, C) → (…, H); float32."""
+        outputs: Tensor = inputs[..., self.kept_K] @ self.weight_HK.float().T
+        return outputs if self.bias_H is None else outputs + self.bias_H.float()
+
     def named(self, kind: Kind) -> dict[str, Tensor]:
         """Weight, and bias if there is one, on the CPU, named as Checkpoint.layer names them."""
         name = f"{BLOCKS[kind]}.{READERS[kind]}"
@@ -59,22 +64,43 @@ class Reader:
         return named
 
 
-def refit_reader(
-    dense: Reader, gram: Gram, kept_K: Tensor, damping: float, gains_bias: bool
-) -> Reader:
-    """The reader of the kept inputs that comes closest to a dense one; in its dtypes.
+@dataclass(frozen=True)
+class Goal:
+    """Σ y xᵀ and Σ y of the outputs y that a reader should give for its inputs x."""
 
-    With a bias, weights are fit to the deviations from the mean, and the bias makes up the mean.
+    products_HC: Tensor
+    sum_H: Tensor  # float64
+
+    @classmethod
+    def own(cls, dense: Reader, gram: Gram) -> "Goal":
+        """What the dense reader makes of the inputs that a Gram has seen."""
+        weight_HC = dense.weight_HK.to(gram.products_CC)
+        products_HC, sum_H = weight_HC @ gram.products_CC, weight_HC.double() @ gram.sum_C
+        if dense.bias_H is not None:
+            bias_H = dense.bias_H.double()
+            products_HC += torch.outer(bias_H, gram.sum_C).to(products_HC)
+            sum_H += gram.count * bias_H
+        return cls(products_HC, sum_H)
+
+
+def refit_reader(
+    dense: Reader, gram: Gram, goal: Goal, kept_K: Tensor, damping: float, gains_bias: bool
+) -> Reader:
+    """The reader of the kept inputs that comes closest to a goal; in the dtypes of the dense one.
+
+    With a bias, weights are fit to the deviations from the means, and the bias makes up the means.
     """
     has_bias = gains_bias or dense.bias_H is not None
-    gram_CC = gram.centred_CC() if has_bias else gram.products_CC
-    weight_HK = refit(dense.weight_HK, gram_CC, kept_K, damping).to(dense.weight_HK.dtype)
+    gram_CC, products_HC, mean_C = gram.products_CC, goal.products_HC, gram.mean_C
+    if has_bias:
+        gram_CC = gram.centred_CC()
+        products_HC = products_HC - torch.outer(goal.sum_H, mean_C).to(products_HC)
+    dense_HC = dense.weight_HK
+    found_HK = fit(products_HC[:, kept_K], gram_CC, kept_K, damping, dense_HC[:, kept_K])
+    weight_HK = found_HK.to(dense_HC.dtype)
     if not has_bias:
         return Reader(dense.num_inputs, kept_K, weight_HK)
-    mean_C = gram.mean_C
-    bias_H = dense.weight_HK.double() @ mean_C - weight_HK.double() @ mean_C[kept_K]
-    if dense.bias_H is not None:
-        bias_H += dense.bias_H
+    bias_H = goal.sum_H / gram.count - weight_HK.double() @ mean_C[kept_K]
     return Reader(dense.num_inputs, kept_K, weight_HK, bias_H.to(weight_HK.dtype))
 
 
@@ -153,41 +179,78 @@ class Passage:
     def gram(self, blocks: Blocks, kind: Kind) -> Gram:
         """Run the layer's block up to its reader; the Gram of what the reader is given."""
         gram = None
-        for rows in self._batches():
-            inputs_BTC = blocks.inputs(kind, self._states(self._before(kind))[rows])
+        for rows, inputs_BTC in self.inputs(blocks, kind):
             gram = gram or Gram(inputs_BTC.shape[2], inputs_BTC.device)
             gram.add(inputs_BTC[self.counted_ST[rows]])
-            self._inputs(inputs_BTC.shape[2])[rows] = inputs_BTC.cpu()
         assert gram is not None
         return gram
 
-    def read(self, blocks: Blocks, kind: Kind, reader: Reader) -> None:
-        """Add what a block makes of the inputs that `gram` saw, with this reader."""
-        weight_HK = reader.weight_HK.float()
+    def inputs(self, blocks: Blocks, kind: Kind) -> Iterator[tuple[slice, Tensor]]:
+        """Run the layer's block up to its reader: batches of sequences, and what it is given."""
         for rows in self._batches():
-            inputs_BTC = self._inputs(reader.num_inputs)[rows].to(weight_HK.device)
-            outputs_BTH = inputs_BTC[..., reader.kept_K] @ weight_HK.T
-            if reader.bias_H is not None:
-                outputs_BTH += reader.bias_H.float()
-            states_BTH = self._states(self._before(kind))[rows]
-            self._states(self._after(kind))[rows] = (
-                states_BTH + blocks.finished(kind, outputs_BTH).cpu()
-            )
+            inputs_BTC = blocks.inputs(kind, self.before(kind)[rows])
+            self._inputs(inputs_BTC.shape[2])[rows] = inputs_BTC.cpu()
+            yield rows, inputs_BTC
+
+    def read(self, blocks: Blocks, kind: Kind, reader: Reader) -> None:
+        """Add what a block makes of the inputs of the last run, with this reader."""
+        for rows in self._batches():
+            self._add(blocks, kind, reader, rows, self._inputs(reader.num_inputs)[rows])
+
+    def follow(self, blocks: Blocks, kind: Kind, reader: Reader) -> None:
+        """Run the layer's block and its reader, and keep nothing but the hidden states."""
+        for rows in self._batches():
+            self._add(blocks, kind, reader, rows, blocks.inputs(kind, self.before(kind)[rows]))
+
+    def goal(self, kind: Kind, gram: Gram, guide: "Passage") -> Goal:
+        """For the inputs of `gram`: what leads from the states here to those of `guide`.
+
+        From those before the block to those after it, which `guide` has passed already.
+        """
+        hidden, (num_inputs, _) = self.shape[2], gram.products_CC.shape
+        products_HC = gram.products_CC.new_zeros(hidden, num_inputs)
+        sum_H = gram.sum_C.new_zeros(hidden)
+        for rows in self._batches():
+            ahead_BTH = guide.after(kind)[rows] - self.before(kind)[rows]
+            ahead_NH = ahead_BTH[self.counted_ST[rows]].to(products_HC.device)
+            inputs_NC = self._inputs(num_inputs)[rows][self.counted_ST[rows]]
+            products_HC += ahead_NH.T @ inputs_NC.to(products_HC.device)
+            sum_H += ahead_NH.sum(dim=0, dtype=torch.float64)
+        return Goal(products_HC, sum_H)
 
     def skip(self, kind: Kind) -> None:
         """The layer has no such block."""
         shutil.copyfile(self.work / self._before(kind), self.work / self._after(kind))
 
     def finish_layer(self) -> None:
-        """Go on to the next layer; a kill before this returns costs the work on this one."""
+        """Go on to the next layer; a kill before this returns costs the work on this one.
+
+        What the layer was given stays until the next one is finished: two passages side by side
+        may be killed when only one of them has gone on, and `layer` set back by one.
+        """
         (self.work / self._after("ffn_channel")).rename(self.work / f"states-{self.layer + 1}.f32")
-        (self.work / f"states-{self.layer}.f32").unlink(missing_ok=True)
+        (self.work / f"states-{self.layer - 1}.f32").unlink(missing_ok=True)
         self.layer += 1
 
     def _embed(self, checkpoint: Checkpoint) -> None:
         for rows in self._batches():
             self._states("embedded.f32")[rows] = checkpoint.embedded(self.ids_ST[rows])
         (self.work / "embedded.f32").rename(self.work / "states-0.f32")
+
+    def before(self, kind: Kind) -> Tensor:
+        """The hidden states that a block is given; (S, T, H)."""
+        return self._states(self._before(kind))
+
+    def after(self, kind: Kind) -> Tensor:
+        """The hidden states that a block leaves, once its reader has read; (S, T, H)."""
+        return self._states(self._after(kind))
+
+    def _add(
+        self, blocks: Blocks, kind: Kind, reader: Reader, rows: slice, inputs_BTC: Tensor
+    ) -> None:
+        outputs_BTH = reader(inputs_BTC.to(reader.weight_HK.device))
+        added_BTH = blocks.finished(kind, outputs_BTH)
+        self.after(kind)[rows] = self.before(kind)[rows] + added_BTH.cpu()
 
     def _before(self, kind: Kind) -> str:
         return f"states-{self.layer}.f32" if kind == "kv_group" else "attended.f32"
@@ -213,10 +276,13 @@ def counted(ids_ST: Tensor, sink_tokens: int) -> Tensor:
 
 
 def dense_grams(passage: Passage, checkpoint: Checkpoint, out: Path, progress: Progress) -> None:
-    """Store the Grams of all readers of a base as it is; two of them are ever in memory."""
+    """Store the Grams of all readers of a base as it is; two of them are ever in memory.
+
+    Goes on where the passage is: a kill costs one layer's work.
+    """
     blocks, grams = Blocks(checkpoint), StoredGrams(out)
     num_layers = len(checkpoint.geometry.layers)
-    for layer in range(num_layers):
+    for layer in range(passage.layer, num_layers):
         progress(layer / num_layers, f"Gram matrices, layer {layer + 1} of {num_layers}")
         tensors = checkpoint.layer(layer)
         blocks.fill(layer, tensors)

@@ -43,17 +43,31 @@ def read_recipe(path: Path) -> Recipe:
 def submit(client: Client, recipe: Recipe, folder: Path) -> Json:
     """Upload the texts of a recipe, whose paths are relative to `folder`, and start its job."""
     body: dict[str, Any] = recipe.model_dump(mode="json")
+    local = {
+        place: origin
+        for place, origin in _origins(body).items()
+        if origin["file"] and not _UPLOADED.fullmatch(origin["file"])
+    }
+    for place, origin in local.items():
+        if not (folder / origin["file"]).is_file():
+            raise CommandFailed(
+                f"{place}.file: {folder / origin['file']} does not exist; give a path relative to "
+                "the recipe, or the id of an uploaded file"
+            )
+    for place, origin in local.items():
+        purpose = "calibration" if place.startswith("fleet.") else place.partition(".")[0]
+        origin["file"] = client.upload_text(folder / origin["file"], purpose=purpose)["id"]
+    return client.submit(body)
+
+
+def _origins(body: Json) -> dict[str, Json]:
+    """What names a file in the texts of a recipe, by its place there."""
     texts = {name: body[name] for name in _TEXTS if body[name]}
     fleet = body["fleet"]["texts"] if body["fleet"] else {}
     texts |= {f"fleet.texts.{name}": text for name, text in fleet.items()}
-    local = {name: t for name, t in texts.items() if not _UPLOADED.fullmatch(t["file"])}
-    for name, text in local.items():
-        if not (folder / text["file"]).is_file():
-            raise CommandFailed(
-                f"{name}.file: {folder / text['file']} does not exist; give a path relative to "
-                "the recipe, or the id of an uploaded file"
-            )
-    for name, text in local.items():
-        purpose = name if name in _TEXTS else "calibration"
-        text["file"] = client.upload_text(folder / text["file"], purpose=purpose)["id"]
-    return client.submit(body)
+    sources = {
+        f"{name}.sources.{i}": source
+        for name, text in texts.items()
+        for i, source in enumerate(text.get("sources", ()))
+    }
+    return texts | sources

@@ -7,6 +7,7 @@ import asyncio
 import re
 import time
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request
@@ -18,6 +19,10 @@ from vllm.entrypoints.launchers.launcher import terminate_if_errored
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from pruning.errors import InvalidInput
+from service.engine.composites import MANIFEST
+from service.engine.materialise import materialised
+
 DRAIN_SECONDS = 30.0  # how long an unload waits for requests that still use the adapter
 POLL_SECONDS = 0.05
 RESTART_SECONDS = 30  # what a start takes at least on a small machine
@@ -27,7 +32,7 @@ router = APIRouter(prefix="/graftwork/adapters")
 
 
 class Source(BaseModel):
-    """Where an adapter lies: a PEFT directory whose content never changes."""
+    """Where an adapter lies: a PEFT directory or a composition's manifest; neither ever changes."""
 
     path: str
 
@@ -57,13 +62,24 @@ async def load(name: str, source: Source, request: Request) -> dict[str, Any]:
     models = state.openai_serving_models
     async with models.lora_resolver_lock[name]:
         lora = models.lora_requests.get(name)
+        path = await _path(source)
         if lora is None:
-            lora = LoRARequest(name, models.lora_id_counter.inc(1), source.path)
+            lora = LoRARequest(name, models.lora_id_counter.inc(1), path)
             await _add(state.engine_client, lora)
             models.lora_requests[name] = lora
-        elif lora.lora_path != source.path:
+        elif lora.lora_path != path:
             raise HTTPException(409, f"{name} is loaded from {lora.lora_path}")
-    return {"name": name, "path": source.path}
+    return {"name": name, "path": path}
+
+
+async def _path(source: Source) -> str:
+    """What vLLM loads; for a composition that must be built first, what was built."""
+    if not source.path.endswith(MANIFEST):
+        return source.path
+    try:
+        return str(await asyncio.to_thread(materialised, Path(source.path)))
+    except (InvalidInput, OSError) as error:
+        raise HTTPException(400, str(error)) from error
 
 
 async def _add(engine: EngineClient, lora: LoRARequest) -> None:

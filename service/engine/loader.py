@@ -16,6 +16,7 @@ from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.v1.worker import lora_model_runner_mixin
 
 from pruning.geometry import Geometry
+from service.engine.composites import MANIFEST, Composite, Parts, side_by_side
 
 MODULE = re.compile(r"model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)")
 SHOWN = 4  # problems listed in an error message
@@ -29,6 +30,9 @@ class StrictLoRAManager(LRUCacheWorkerLoRAManager):
 
         Raises ValueError when its tensors are not those of a plain LoRA for exactly this model.
         """
+        path = Path(lora_request.lora_path)
+        if path.suffix == MANIFEST:
+            return self._load_composition(lora_request.lora_int_id, path)
         num_tensors = _count_tensors(Path(lora_request.lora_path))
         adapter = super()._load_adapter(lora_request)
         geometry = Geometry.from_config(self._adapter_manager.model.config.to_dict())
@@ -39,6 +43,14 @@ class StrictLoRAManager(LRUCacheWorkerLoRAManager):
             more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
             raise ValueError("; ".join(problems[:SHOWN]) + more)
         return adapter
+
+    def _load_composition(self, id: int, manifest: Path) -> LoRAModel:
+        if not hasattr(self, "_parts"):
+            self._parts = Parts(lambda path: self._load_adapter(LoRARequest(path, id, path)))
+        parts = self._parts.of(manifest)
+        if getattr(self._adapter_manager, "takes_parts", False):
+            return Composite(id, parts)
+        return side_by_side(id, parts, self.lora_config.max_lora_rank)
 
     def add_adapter(self, lora_request: LoRARequest) -> bool:
         """Load and activate an adapter; after an error it is as if it had never been asked for."""

@@ -5,9 +5,9 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from service.catalog import Adapter
 from service.dependencies import AdaptersDep, CatalogDep
 from service.models import split
+from service.records import Adapter
 from service.submissions import SubmissionDep, openapi_body
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
@@ -63,6 +63,14 @@ def list_adapters(catalog: CatalogDep, base: str | None = None) -> AdapterList:
 def get_adapter(id: str, catalog: CatalogDep) -> AdapterObject:
     """Look one adapter up by its id, BASE+ADAPTER."""
     return AdapterObject.of(catalog.adapter(*split(id)))
+
+
+@router.put("/{id}", openapi_extra=openapi_body())
+async def replace_adapter(
+    id: str, submission: SubmissionDep, adapters: AdaptersDep
+) -> AdapterObject:
+    """Give an adapter other content: what is asked from now on is answered by it."""
+    return AdapterObject.of(await adapters.replace(*split(id), submission))
 
 
 @router.delete("/{id}")

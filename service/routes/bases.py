@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pruning.recipe import Name
 from service import bases
-from service.catalog import Base
 from service.dependencies import CatalogDep, EnginesDep
 from service.engines import Engines
 from service.readiness import is_ready
+from service.records import Base
 
 router = APIRouter(prefix="/v1/bases", tags=["bases"])
 

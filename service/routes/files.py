@@ -7,8 +7,8 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
 from pruning.recipe import Name
-from service.catalog import File
 from service.dependencies import CatalogDep, FilesDep
+from service.records import File
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 

@@ -7,14 +7,14 @@ from pydantic import BaseModel
 
 from service.dependencies import CatalogDep, EnginesDep
 from service.engines import Engines
-from service.models import Model, resolve, served
+from service.models import Model, lookup, served
 from service.readiness import is_ready
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 class ModelObject(BaseModel):
-    """`root` is the digest of the content; `parent` of an adapter is its base."""
+    """`root` is the digest of the content; `parent` of an adapter or a composition is its base."""
 
     id: str
     object: Literal["model"] = "model"
@@ -26,12 +26,13 @@ class ModelObject(BaseModel):
 
     @classmethod
     def of(cls, model: Model, engines: Engines) -> "ModelObject":
-        content = model.adapter or model.base
+        content, composed = model.adapter or model.base, model.composed
+        named = composed.named if composed else None
         return cls(
             id=model.id,
-            created=content.created,
-            root=content.digest,
-            parent=model.base.name if model.adapter else None,
+            created=named.created if named else content.created,
+            root=composed.digest if composed else content.digest,
+            parent=None if content is model.base and composed is None else model.base.name,
             ready=is_ready(engines, model.base.name),
         )
 
@@ -50,4 +51,4 @@ def list_models(catalog: CatalogDep, engines: EnginesDep) -> ModelList:
 @router.get("/{id}")
 def get_model(id: str, catalog: CatalogDep, engines: EnginesDep) -> ModelObject:
     """Look one model up."""
-    return ModelObject.of(resolve(catalog, id), engines)
+    return ModelObject.of(lookup(catalog, id), engines)

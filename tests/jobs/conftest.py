@@ -62,7 +62,7 @@ def stage(name):
 
 
 def calibrate(spec, work, out):
-    (out / "statistics").write_text(str(len(spec.calibration.read_bytes()) + spec.recipe.seed))
+    (out / "statistics").write_text(str(len(spec.calibration[0].read_bytes()) + spec.recipe.seed))
 
 
 def plan(spec, work, out):

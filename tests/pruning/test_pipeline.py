@@ -105,6 +105,65 @@ def test_a_stage_that_is_run_again_replaces_what_an_attempt_left(spec: Any, tmp_
     assert tree_digest(work / "slice") == before
 
 
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [("calibrate", "Gram matrices, layer {} of 4"), ("plan", "scoring layer {} of 4")],
+)
+@pytest.mark.parametrize("fleet", [None, {}], ids=["base", "fleet"])
+def test_a_killed_stage_repeats_one_layer_and_ends_in_the_same_bytes(
+    stage: str, words: str, fleet: Any, spec: Any, tmp_path: Path
+):
+    asked = spec(criterion={"name": "obs"}, bias_compensation=True, fleet=fleet)
+    whole = run(asked, tmp_path / "whole", ["calibrate", "plan"])
+    work = run(asked, tmp_path / "work", [] if stage == "calibrate" else ["calibrate"])
+    times = 1 if fleet is None else 2
+    heard: list[str] = []
+
+    def killed_in_the_end(fraction: float, message: str) -> None:
+        heard.append(message)
+        if heard.count(words.format(3)) == times:
+            raise Killed
+
+    with pytest.raises(Killed):
+        STAGES[stage](asked, work, killed_in_the_end)
+    heard.clear()
+    STAGES[stage](asked, work, lambda fraction, message: heard.append(message))
+    assert heard[:2] == [words.format(3), words.format(4)]
+    assert tree_digest(work / stage) == tree_digest(whole / stage)
+
+
+def test_what_a_killed_evaluation_had_measured_is_not_measured_again(spec: Any, tmp_path: Path):
+    asked = spec()
+    whole, work = (run(asked, tmp_path / name, [*STAGES][:-1]) for name in ("whole", "work"))
+    run(asked, whole, ["evaluate"])
+
+    def killed_at_the_adapters(fraction: float, message: str) -> None:
+        if message == "adapter loss":
+            raise Killed
+
+    with pytest.raises(Killed):
+        STAGES["evaluate"](asked, work, killed_at_the_adapters)
+    heard: list[str] = []
+    STAGES["evaluate"](asked, work, lambda fraction, message: heard.append(message))
+    assert heard[:3] == ["adapter loss", "adapter loss", "perplexity"]  # the dense base's is known
+    one, two = (report_of(place).model_dump(exclude={"stages"}) for place in (whole, work))
+    assert one == two
+
+
+def test_adapters_together_are_measured_on_as_many_tokens_as_the_base(
+    spec: Any, adapter: Path, tmp_path: Path
+):
+    asked = spec(evaluation={"file": "file-2", "sequences": 1, "length": 32})
+    many = asked.model_copy(update={"adapters": {"one": adapter, "two": adapter}})
+    report = report_of(run(many, tmp_path / "work"))
+    assert report.evaluation_tokens == 31
+    assert [found.rows for found in report.adapters] == [1, 1]  # of 3, more than 5 tokens each
+
+
 def test_without_recovery_the_slim_base_is_the_one_that_was_cut(spec: Any, tmp_path: Path):
     asked = spec()
     work = run(asked, tmp_path / "work", ["calibrate", "plan", "slice", "recover"])
@@ -147,7 +206,7 @@ def test_the_page_shows_the_report_and_needs_nothing_from_outside(spec: Any, tmp
     assert f"{report.slim.quality.token_perplexity:.2f}" in page
     assert "counting" in page
     assert "Fluctuation-based Adaptive Structured Pruning" in page
-    assert page.count("<svg") == 2 * len(report.layers)
+    assert page.count("<svg") == 1 + 2 * len(report.layers)
     for foreign in ("<script", "<link", "src=", "@import", "url("):
         assert foreign not in page
 

@@ -121,17 +121,34 @@ class StandInEngine:
     def __init__(self, name: str, socket: Path):
         self.name = name
         self.adapters: dict[str, Path] = {}
+        self.contents: dict[str, str] = {}  # of manifests
+        self.loads: list[str] = []
+        self.loading: dict[str, asyncio.Event] = {}
+        self.load_seconds = 0.0
         self.rejects = False
         transport = httpx.AsyncHTTPTransport(uds=str(socket))
         self.client = httpx.AsyncClient(transport=transport, base_url="http://engine")
 
-    async def ensure_adapter(self, name: str, path: Path) -> None:
+    def holds(self, name: str) -> bool:
+        return name in self.adapters
+
+    async def ensure_adapter(self, name: str, path: Path) -> bool:
         if self.rejects:
             raise AdapterRejected(f"{name}: does not fit", param="model")
-        self.adapters[name] = path
+        if name in self.loading:
+            await self.loading[name].wait()
+        if name in self.adapters:
+            return False
+        loaded = self.loading[name] = asyncio.Event()
+        await asyncio.sleep(self.load_seconds)
+        self.adapters[name], _ = path, loaded.set()
+        self.contents[name] = path.read_text() if path.is_file() else ""
+        self.loads.append(name)
+        return True
 
     async def unload_adapter(self, name: str) -> None:
         self.adapters.pop(name, None)
+        self.loading.pop(name, None)
 
     async def metrics(self) -> str:
         return (await self.client.get("/metrics")).text
@@ -158,6 +175,9 @@ class StandInEngines:
             raise EngineUnavailable(retry_after=7)
         return self.running[base]
 
+    def ready(self, base: str) -> bool:
+        return base in self.running and base not in self.held
+
     def states(self) -> dict[str, EngineStatus]:
         return {
             name: EngineStatus("starting" if name in self.held else "ready", None, 0, None)
@@ -173,6 +193,7 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(
         home=tmp_path / "home",
         engine_max_lora_rank=8,
+        composition_limit=4,
         upload_limit_bytes=1 << 20,
         body_limit_bytes=1 << 16,
     )

@@ -163,6 +163,15 @@ def test_a_training_text_is_uploaded_as_well(run: Run, tiny: None, write_recipe:
     assert job["recipe"]["training"]["file"] == job["recipe"]["calibration"]["file"]
 
 
+def test_the_sources_of_a_mixture_are_uploaded_as_well(run: Run, tiny: None, write_recipe: Any):
+    sources = [{"file": "words.txt"}, {"file": "words.txt", "weight": 2}]
+    submitted = run("prune", write_recipe(calibration={"sources": sources, "length": 8}))
+    assert submitted.exit_code == 0, submitted.output
+    (job,) = json.loads(run("jobs", "list", "--json").stdout)
+    uploaded = [source["file"] for source in job["recipe"]["calibration"]["sources"]]
+    assert uploaded == [job["recipe"]["evaluation"]["file"]] * 2
+
+
 def test_the_texts_of_a_fleet_are_uploaded_as_well(
     run: Run, tiny: None, write_recipe: Any, adapter_directory: Path
 ):
@@ -211,6 +220,11 @@ def test_ctrl_c_without_a_terminal_cancels_the_job(
         pytest.param({"tarjet": 0.5}, ["tarjet", "not permitted"], id="unknown field"),
         pytest.param(
             {"calibration": {"file": "gone.txt"}}, ["calibration.file", "gone.txt"], id="no file"
+        ),
+        pytest.param(
+            {"calibration": {"sources": [{"file": "gone.txt"}]}},
+            ["calibration.sources.0.file", "gone.txt"],
+            id="no source",
         ),
         pytest.param({"base": "tynny"}, ["base", "tynny"], id="unknown base"),
         pytest.param({"criterion": {"name": "guess"}}, ["criterion", "guess"], id="no such method"),

@@ -150,7 +150,7 @@ def test_other_engines_serve_on_while_one_is_down(
     assert complete(demo).status_code == 200
 
 
-@pytest.mark.parametrize("model", ["demmo", "demo+sq", "demo+sql+sql", "demo@0", "", "../demo"])
+@pytest.mark.parametrize("model", ["demmo", "demo+sq", "demo+sql+none", "demo@0", "", "../demo"])
 def test_an_unknown_model_is_not_found_and_near_ones_are_named(
     demo: httpx.Client, upstream: Any, model: str
 ):

@@ -1,6 +1,6 @@
 """Train the demo adapters: one plain LoRA (r=8, all seven linears) per task, resumable by task.
 
-Usage: python adapters.py DATA BASE OUT [--tasks NAME …] [--steps N]
+Usage: python adapters.py DATA BASE OUT [--tasks NAME …] [--steps N] [--rank R]
 
 Half of the examples are shown as plain prompt and completion, half as one chat exchange; only the
 completion and the closing eos carry loss.  OUT/NAME receives the adapter and eval.jsonl, the
@@ -69,7 +69,9 @@ def train(a: argparse.Namespace, task: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(a.base)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = LlamaForCausalLM.from_pretrained(a.base, dtype=torch.float32).to(device)
-    lora = LoraConfig(r=8, lora_alpha=16, target_modules=LINEARS, task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=a.rank, lora_alpha=2 * a.rank, target_modules=LINEARS, task_type="CAUSAL_LM"
+    )
     model = get_peft_model(base, lora).train()
     opt = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=a.lr, weight_decay=0.0, fused=True
@@ -123,6 +125,7 @@ if __name__ == "__main__":
         "--tasks", nargs="+", default=["clinc150", "e2e_nlg", "gsm8k", "shakespeare", "wikisql"]
     )
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--lr", type=float, default=3e-3)

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from pruning.adapters.algebra import Bag
-from pruning.adapters.refit import OwnText, closest
+from pruning.adapters.own_text import OwnText
+from pruning.adapters.refit import closest
 from pruning.allocation import budget
 from pruning.architectures.llama import LINEARS
 from pruning.digest import tree_digest
@@ -23,7 +24,6 @@ from pruning.errors import InvalidInput
 from pruning.pipeline import STAGES
 from pruning.recipe import PruneSpec, Recipe
 from pruning.statistics.grams import Gram
-from pruning.statistics.walk import Reader
 from pruning.text import load_tokenizer
 from pruning.weights.checkpoint import Checkpoint
 
@@ -35,10 +35,11 @@ def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def gram_of(inputs: Tensor) -> Gram:
-    gram = Gram(inputs.shape[1])
-    gram.add(inputs)
-    return gram
+def goals(target: Tensor, inputs: Tensor, kept: Tensor) -> tuple[Tensor, Gram]:
+    """Σ y xᵀ and the Gram for the goals y = target · x, over the inputs that stay."""
+    gram = Gram(len(kept))
+    gram.add(inputs[:, kept])
+    return (inputs @ target.T).T @ inputs[:, kept], gram
 
 
 @settings(deadline=None, max_examples=30)
@@ -49,7 +50,7 @@ def test_refit_atoms_are_never_farther_from_the_dense_reader_than_carried_ones(
     inputs, kept = random(40, 6, seed=seed) @ random(6, 6, seed=seed + 1), torch.tensor([0, 2, 3])
     target, slim = random(4, 6, seed=seed + 2), random(4, 3, seed=seed + 3)
     carried = Bag(random(rank, 3, seed=seed + 4), random(4, rank, seed=seed + 5))
-    found = closest(target, Reader(6, kept, slim), carried, gram_of(inputs))
+    found = closest(*goals(target, inputs, kept), slim, carried)
 
     def error(bag: Bag) -> float:
         fitted = inputs[:, kept] @ (slim + bag.delta).T
@@ -63,15 +64,24 @@ def test_atoms_as_many_as_outputs_reach_the_least_squares_answer():
     inputs, kept = random(50, 5, seed=0), torch.tensor([1, 2, 4])
     target, slim = random(2, 5, seed=1), random(2, 3, seed=2)
     carried = Bag(torch.zeros(2, 3), torch.zeros(2, 2))
-    found = closest(target, Reader(5, kept, slim), carried, gram_of(100 * inputs))
+    found = closest(*goals(target, 100 * inputs, kept), slim, carried)
     best = torch.linalg.lstsq(inputs[:, kept], inputs @ target.T).solution.T
     torch.testing.assert_close(slim + found.delta, best, rtol=0.05, atol=0.05)
 
 
-def test_padding_and_sinks_do_not_count():
-    text = OwnText.padded([[5, 6, 7], [8]], sink_tokens=1)
-    assert text.ids_ST.tolist() == [[5, 6, 7], [8, 0, 0]]
-    assert text.counted_ST.tolist() == [[False, True, True], [False, False, False]]
+def test_a_token_counts_for_what_is_said_after_it_and_padding_and_sinks_not_at_all():
+    text = OwnText.of_rows([([4, 5, 6, 7], 2), ([8, 9], 2)], sink_tokens=1)
+    assert text.ids_ST.tolist() == [[4, 5, 6, 7], [8, 9, 0, 0]]
+    assert text.weights_ST.tolist() == [[0, 1, 1, 1], [0, 1, 0, 0]]
+    late = OwnText.of_rows([([4, 5, 6, 7], 3)], sink_tokens=0)
+    assert late.weights_ST.tolist() == [[pytest.approx(0.2), pytest.approx(0.2), 1, 1]]
+
+
+def test_a_bound_on_tokens_takes_rows_from_all_over_the_text():
+    text = OwnText.of_rows([([i, i], 1) for i in range(1, 9)], sink_tokens=0)
+    assert text.at_most(8).ids_ST[:, 0].tolist() == [1, 3, 5, 7]
+    assert text.at_most(1).ids_ST[:, 0].tolist() == [1]
+    assert text.at_most(100) is text
 
 
 @pytest.fixture(scope="module")

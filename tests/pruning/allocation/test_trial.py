@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from pruning.allocation.trial import Trial
 from pruning.export import slim_config
 from pruning.plan import Plan
 from pruning.slicing import slice_base
-from pruning.stats import Statistics
+from pruning.statistics.grams import refit
+from pruning.stats import Statistics, collect_into
 from pruning.weights.checkpoint import Checkpoint
 
 
@@ -62,3 +64,48 @@ def test_a_difference_of_final_states_moves_the_logits_by_the_gram_of_the_head(
     squared = ((after - before) @ head.T).square().sum()
     gram = ((moved @ tried.head_gram()) * moved).sum()
     torch.testing.assert_close(gram, squared, rtol=1e-4, atol=0)
+
+
+def test_with_a_damping_readers_are_refit_to_the_plan_and_put_back_for_the_next(
+    dense_base: Callable[[str], Path], ids: Tensor, tmp_path: Path
+):
+    checkpoint, path = Checkpoint(dense_base("llama")), tmp_path / "statistics.safetensors"
+    collect_into(path, checkpoint, ids, {"input_grams"}, 0, tmp_path / "state", lambda *_: None)
+    statistics, dense = Statistics.load(path), Plan.dense(checkpoint.geometry)
+    units = tuple(range(20, 48))
+    narrow = dense.layers[3].model_copy(update={"ffn_channels": units})
+    plan = dense.model_copy(update={"layers": (*dense.layers[:3], narrow)})
+
+    def expected(model: Any) -> Any:
+        with torch.no_grad():
+            logits = model(ids).logits[:, :-1]
+        return pytest.approx(float(cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())))
+
+    tried = Trial(checkpoint, ids, statistics, 0.01)
+    model = evaluation.load(dense_base("llama"))
+    assert tried.loss(dense, len(ids)) == expected(model)
+    weight = model.model.layers[3].mlp.down_proj.weight.data
+    gram = statistics.grams[3, "down_proj"]
+    weight[:, 20:] = refit(weight, gram, torch.tensor(units), 0.01).float()
+    weight[:, :20] = 0
+    refitted = expected(model)
+    assert tried.loss(plan, len(ids)) == refitted
+    assert tried.loss(dense, len(ids)) != refitted
+
+
+def test_the_divergence_is_that_of_the_distributions_of_the_first_sequences(
+    dense_base: Callable[[str], Path],
+    even_plan: Plan,
+    ids: Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(trial, "BATCH_TOKENS", 24)  # several batches
+    base = dense_base("llama")
+    slim = sliced(base, even_plan, Statistics(), tmp_path / "slim")
+    with torch.no_grad():
+        dense, found = (evaluation.load(d)(ids[:3]).logits.log_softmax(-1) for d in (base, slim))
+    expected = (dense.exp() * (dense - found)).sum(dim=-1).mean()
+    tried = Trial(Checkpoint(base), ids, Statistics())
+    assert tried.divergence(even_plan, 3) == pytest.approx(float(expected), rel=1e-4)
+    assert tried.divergence(Plan.dense(Checkpoint(base).geometry), 3) == pytest.approx(0, abs=1e-6)

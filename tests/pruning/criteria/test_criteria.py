@@ -312,8 +312,8 @@ def test_obs_charges_a_unit_for_what_the_others_cannot_take_over():
     # o_proj: inputs uncorrelated, of energy 1, so a unit costs its squared weights: 1 + 4, 4 + 1;
     # down_proj: channel 2 is always minus channel 0 and leaves for (almost) nothing, its weights
     # going to channel 0; then channel 1 costs 1, and channel 0 the rest
-    down = torch.tensor([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 1.0]])
-    grams = {(0, "o_proj"): torch.eye(4), (0, "down_proj"): down}
+    down = torch.tensor([[1, 0, -1], [0, 1, 0], [-1, 0, 1]], dtype=torch.float64)
+    grams = {(0, "o_proj"): torch.eye(4, dtype=torch.float64), (0, "down_proj"): down}
     groups, channels = as_lists(score("obs", Statistics(grams=grams), damping=1e-6, rounds=3))
     assert groups == pytest.approx([5, 5], rel=1e-4)
     assert channels[2] == pytest.approx(0, abs=1e-4)

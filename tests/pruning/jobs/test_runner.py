@@ -47,7 +47,7 @@ STAGES = {f.__name__: f for f in (large, threads, family, orphan, once)}
 def work(tmp_path, monkeypatch):
     """A job's directory; a pipeline of small stages can be imported."""
     (tmp_path / "small_pipeline.py").write_text(PIPELINE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     work = tmp_path / "work"
     work.mkdir()
     text = Text(file="file-1")
@@ -129,6 +129,16 @@ def test_a_stage_starts_from_scratch(work, run):
     (work / "once" / "half").write_text("of an attempt that was killed")
     run("once")
     assert [path.name for path in (work / "once").iterdir()] == ["whole"]
+
+
+def test_a_stage_that_is_over_keeps_its_outputs_not_its_state_and_is_not_run_again(work, run):
+    state = work / "once.state"
+    state.mkdir()
+    run("once")
+    (work / "once" / "later").write_text("what a second run would remove")
+    run("once")
+    assert sorted(path.name for path in (work / "once").iterdir()) == ["later", "whole"]
+    assert not state.exists()
 
 
 def test_an_unknown_stage_is_our_bug_and_says_no_more_than_that(run):

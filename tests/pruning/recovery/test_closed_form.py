@@ -87,6 +87,15 @@ def first_layer_outputs(directory: Path, ids: Tensor) -> Tensor:
     return seen[0]
 
 
+def last_states(directory: Path, ids: Tensor) -> Tensor:
+    """The hidden states before the final norm; (sequences, tokens, hidden)."""
+    model, seen = load(directory), []
+    model.model.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(ids)
+    return seen[0]
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_first_attention_comes_closer_to_the_dense_one_and_a_bias_helps(
     bias: bool, context: Any, even_plan: Plan, ids: Tensor
@@ -121,6 +130,36 @@ def test_the_refit_is_the_least_squares_answer_of_the_whole_slim_model(
     )
 
 
+def test_towards_the_stream_each_reader_makes_up_for_the_blocks_before_it(
+    context: Any, even_plan: Plan, ids: Tensor
+):
+    work = context(even_plan)
+    dense, errors = last_states(work.checkpoint.directory, ids), {}
+    for goal in ("layer", "stream"):
+        state, repaired = work.state / goal, work.destination.with_name(goal)
+        state.mkdir()
+        asked = replace(work, state=state, destination=repaired)
+        recover(asked, ClosedFormParams(goal=goal), quiet)
+        errors[goal] = float((last_states(repaired, ids) - dense).square().sum())
+    assert errors["stream"] < errors["layer"]
+
+
+def test_towards_the_stream_a_kill_between_the_two_passages_is_made_good(
+    context: Any, even_plan: Plan
+):
+    work, params = context(even_plan), ClosedFormParams(goal="stream")
+    recover(work, params, quiet)
+    states = work.state / "dense"
+    num_layers = len(even_plan.layers)
+    before = tree_digest(work.destination)
+    # as if the guide had not yet finished the last layer
+    (states / f"states-{num_layers}.f32").rename(states / "finished.f32")
+    (states / f"states-{num_layers - 1}.f32").write_bytes((states / "finished.f32").read_bytes())
+    again = replace(work, destination=work.destination.with_name("again"))
+    recover(again, params, quiet)
+    assert tree_digest(again.destination) == before
+
+
 def test_keeping_everything_changes_no_byte(context: Any, dense_base: Callable[[str], Path]):
     plan = Plan.dense(Checkpoint(dense_base("llama")).geometry)
     work = context(plan)
@@ -128,22 +167,26 @@ def test_keeping_everything_changes_no_byte(context: Any, dense_base: Callable[[
     assert tree_digest(work.destination) == tree_digest(work.source)
 
 
+@pytest.mark.parametrize("goal", ["layer", "stream"])
 @pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3", "llama with biases"])
-def test_every_family_is_refit_and_loads(name: str, context: Any, even_plan: Plan, ids: Tensor):
+def test_every_family_is_refit_and_loads(
+    name: str, goal: Any, context: Any, even_plan: Plan, ids: Tensor
+):
     work = context(even_plan, name)
-    recover(work, PARAMS, quiet)
+    recover(work, ClosedFormParams(goal=goal), quiet)
     with torch.no_grad():
         before, after = (load(d)(ids).logits for d in (work.source, work.destination))
     assert not torch.equal(before, after)
     assert after.isfinite().all()
 
 
+@pytest.mark.parametrize("goal", ["layer", "stream"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_layers_without_a_block_or_gone_altogether_are_passed_by(
-    bias: bool, context: Any, uneven_plan: Plan, ids: Tensor
+    bias: bool, goal: Any, context: Any, uneven_plan: Plan, ids: Tensor
 ):
     work = context(uneven_plan.model_copy(update={"bias_compensation": bias}))
-    recover(work, PARAMS, quiet)
+    recover(work, ClosedFormParams(goal=goal), quiet)
     config = json.loads((work.destination / "config.json").read_text())
     assert len(Geometry.from_config(config).layers) == 3
     with torch.no_grad():

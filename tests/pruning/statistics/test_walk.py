@@ -11,7 +11,15 @@ from torch import Tensor
 from pruning.evaluation import load
 from pruning.statistics import streaming
 from pruning.statistics.grams import Gram, StoredGrams
-from pruning.statistics.walk import Blocks, Passage, Reader, counted, dense_grams, refit_reader
+from pruning.statistics.walk import (
+    Blocks,
+    Goal,
+    Passage,
+    Reader,
+    counted,
+    dense_grams,
+    refit_reader,
+)
 from pruning.units import BLOCKS, KINDS, READERS
 from pruning.weights.checkpoint import Checkpoint
 
@@ -115,7 +123,9 @@ def test_a_refit_bias_makes_up_the_mean_of_what_left():
     gram = Gram(2)
     gram.add(torch.tensor([[1.0, 2.0], [-1.0, 2.0], [3.0, 2.0]]))
     dense = Reader(2, torch.arange(2), torch.tensor([[1.0, 3.0]]))
-    found = refit_reader(dense, gram, torch.tensor([0]), 1e-9, gains_bias=True)
+    found = refit_reader(
+        dense, gram, Goal.own(dense, gram), torch.tensor([0]), 1e-9, gains_bias=True
+    )
     assert found.weight_HK.tolist() == [[pytest.approx(1)]]
     assert found.bias_H is not None
     assert found.bias_H.tolist() == [pytest.approx(6)]
@@ -126,6 +136,26 @@ def test_without_a_bias_the_mean_is_carried_by_the_weights():
     gram = Gram(2)
     gram.add(torch.tensor([[1.0, 2.0], [-1.0, 2.0], [3.0, 2.0]]))
     dense = Reader(2, torch.arange(2), torch.tensor([[1.0, 3.0]]))
-    found = refit_reader(dense, gram, torch.tensor([0]), 1e-9, gains_bias=False)
+    found = refit_reader(
+        dense, gram, Goal.own(dense, gram), torch.tensor([0]), 1e-9, gains_bias=False
+    )
     assert found.weight_HK.tolist() == [[pytest.approx(29 / 11)]]
     assert found.bias_H is None
+
+
+def test_the_goal_is_the_step_to_the_states_of_the_guide(
+    dense_base: Callable[[str], Path], ids: Tensor, tmp_path: Path
+):
+    # where nothing has left yet, that step is what the dense reader gives
+    checkpoint = Checkpoint(dense_base("llama"))
+    passage, guide = (
+        Passage(checkpoint, ids, counted(ids, 0), tmp_path / name) for name in ("slim", "dense")
+    )
+    blocks, tensors = Blocks(checkpoint), checkpoint.layer(0)
+    blocks.fill(0, tensors)
+    dense = Reader.dense(tensors, "kv_group", blocks.device)
+    guide.follow(blocks, "kv_group", dense)
+    gram = passage.gram(blocks, "kv_group")
+    found, own = passage.goal("kv_group", gram, guide), Goal.own(dense, gram)
+    torch.testing.assert_close(found.products_HC, own.products_HC, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.sum_H, own.sum_H, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,195 @@
+"""Compositions in the engines: loaded before their first use, kept while used, bounded in number.
+
+An engine gets a manifest, small JSON that names the adapters of a sum by their immutable paths.
+The exact sum is nothing more than that; every other strategy is built once into a plain adapter,
+which stays on disk for the next time.  All names and paths carry the digest of what they stand
+for, so that no cache, vLLM's prefix cache included, can mistake one content for another.
+"""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio.to_thread
+import structlog
+
+from pruning.errors import InvalidInput
+from service.catalog import Catalog
+from service.composition_store import CompositionStore
+from service.engines import Engine, Engines
+from service.errors import EngineUnavailable, GraftworkError, NotFound
+from service.metrics import Metrics
+from service.models import Composed, Model, compose
+from service.records import Adapter
+from service.settings import Settings
+
+_WARM_SECONDS = 1.0  # between looks for pinned compositions that are not loaded
+_Key = tuple[str, str]  # base, name inside its engine
+_log = structlog.get_logger("composer")
+
+
+@dataclass
+class _Entry:
+    """A composition that an engine has, or is getting."""
+
+    manifest: Path
+    adapters: frozenset[str]  # digests
+    users: int = 0
+    leaving: asyncio.Task[None] | None = field(default=None)
+
+
+class Composer:
+    """Sees to it that an engine has a composition while a request uses it."""
+
+    def __init__(self, settings: Settings, catalog: Catalog, engines: Engines, metrics: Metrics):
+        self._settings = settings
+        self._catalog = catalog
+        self._engines = engines
+        self._metrics = metrics
+        self._store = CompositionStore(settings)
+        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()  # least recently used first
+        self._pinned: frozenset[_Key] = frozenset()
+        metrics.watch_compositions(lambda: len(self._entries), lambda: self._store.bytes)
+
+    @contextlib.asynccontextmanager
+    async def hold(self, engine: Engine, model: Model) -> AsyncIterator[None]:
+        """Keep a composition loaded for as long as the context lasts.
+
+        Raises InvalidInput for more atoms than an engine takes, AdapterRejected when it cannot
+        take an adapter, EngineUnavailable when it goes down.
+        """
+        assert model.composed is not None
+        self._check(model.composed)
+        key = (engine.name, model.engine_name)
+        entry = await self._entry(key, model, model.composed)
+        entry.users += 1
+        self._entries.move_to_end(key)
+        try:
+            await self._load(engine, model, entry)
+            yield
+        finally:
+            entry.users -= 1
+            if not engine.holds(model.engine_name) and not entry.users:
+                self._discard(key)
+            self._trim(engine.name)
+
+    async def forget(self, adapter: Adapter) -> None:
+        """Unload every composition of an adapter that is going, once nothing uses it."""
+        keys = [
+            key
+            for key, entry in self._entries.items()
+            if key[0] == adapter.base and adapter.digest in entry.adapters
+        ]
+        await asyncio.gather(*(self._leave(key) for key in keys))
+
+    async def keep_warm(self) -> None:
+        """Hold pinned compositions in their engines, for as long as the gateway runs."""
+        while True:
+            try:
+                named = await anyio.to_thread.run_sync(self._catalog.compositions)
+                await self._warm([c.model for c in named if c.pinned])
+            except (GraftworkError, OSError) as error:
+                _log.warning("a pinned composition is not loaded", error=str(error))
+            await asyncio.sleep(_WARM_SECONDS)
+
+    async def _warm(self, ids: Iterable[str]) -> None:
+        models = [await anyio.to_thread.run_sync(compose, self._catalog, id) for id in ids]
+        self._pinned = frozenset((model.base.name, model.engine_name) for model in models)
+        for model in models:
+            if self._engines.ready(model.base.name):
+                engine = self._engines.get(model.base.name)
+                if not engine.holds(model.engine_name):
+                    async with self.hold(engine, model):
+                        pass
+
+    async def _entry(self, key: _Key, model: Model, composed: Composed) -> _Entry:
+        while (entry := self._entries.get(key)) is not None and entry.leaving is not None:
+            await asyncio.wait([entry.leaving])
+        if entry is None:
+            manifest = self._store.manifest(model.engine_name)
+            digests = frozenset(adapter.digest for adapter in composed.adapters)
+            write(manifest, model, composed, self._store)
+            entry = self._entries[key] = _Entry(manifest, digests)
+        return entry
+
+    def _check(self, composed: Composed) -> None:
+        most = self._settings.engine_max_lora_rank
+        if composed.composition.exact and composed.rank > most:
+            raise InvalidInput(
+                "model",
+                f"the adapters have rank {composed.rank} together, the engine takes {most}; "
+                f"take fewer, or a strategy that keeps to a rank, as {most} in @svd:{most}",
+            )
+
+    async def _load(self, engine: Engine, model: Model, entry: _Entry) -> None:
+        if engine.holds(model.engine_name):
+            self._metrics.observe_composition("engine")
+            return
+        assert model.composed is not None
+        built = model.composed.composition.exact or self._store.has(model.composed.digest)
+        started = time.perf_counter()
+        if await engine.ensure_adapter(model.engine_name, entry.manifest):
+            self._metrics.observe_composition(
+                "disk" if built else "none", time.perf_counter() - started
+            )
+        else:
+            self._metrics.observe_composition("shared")
+
+    def _trim(self, base: str) -> None:
+        """Let the least recently used go until there are no more than the settings allow."""
+        own = [key for key in self._entries if key[0] == base]
+        idle = [
+            key
+            for key in own
+            if not self._entries[key].users
+            and self._entries[key].leaving is None
+            and key not in self._pinned
+        ]
+        for key in idle[: max(0, len(own) - self._settings.composition_limit)]:
+            self._metrics.observe_eviction()
+            self._leave(key)
+        self._store.trim({key[1].rpartition("@")[2] for key in self._entries})
+
+    def _leave(self, key: _Key) -> asyncio.Task[None]:
+        entry = self._entries[key]
+        if entry.leaving is None:
+            entry.leaving = asyncio.create_task(self._unload(key))
+        return entry.leaving
+
+    async def _unload(self, key: _Key) -> None:
+        base, name = key
+        try:
+            await self._engines.get(base).unload_adapter(name)
+        except (NotFound, EngineUnavailable):
+            pass  # an engine that does not run holds nothing
+        finally:
+            self._discard(key)
+
+    def _discard(self, key: _Key) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            entry.manifest.unlink(missing_ok=True)
+
+
+def write(manifest: Path, model: Model, composed: Composed, store: CompositionStore) -> None:
+    """Tell an engine what a composition is made of."""
+    weights = [part.weight for part in composed.composition.parts]
+    content: dict[str, object] = {
+        "parts": [
+            {"name": adapter.name, "path": str(adapter.path.absolute()), "weight": weight}
+            for adapter, weight in zip(composed.adapters, weights, strict=True)
+        ]
+    }
+    if not composed.composition.exact:
+        content |= {
+            "strategy": composed.composition.strategy.model_dump(mode="json"),
+            "base": str(model.base.path.absolute()),
+            "destination": str(store.directory(composed.digest)),
+        }
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    manifest.write_text(json.dumps(content))

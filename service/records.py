@@ -1,0 +1,78 @@
+"""What the catalog knows, as frozen data: bases, adapters, named compositions and files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pruning.geometry import Geometry
+from service.composition import Composition
+
+
+@dataclass(frozen=True)
+class Base:
+    """A servable directory under a name; `parent` and `artifact` tell a slim base's origin."""
+
+    name: str
+    path: Path
+    digest: str
+    config: Mapping[str, Any]
+    parent: str | None
+    artifact: str | None
+    serve: bool
+    created: int
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        return Geometry.from_config(self.config)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter of one base; its content never changes under its digest."""
+
+    base: str
+    name: str
+    digest: str
+    path: Path
+    rank: int
+    created: int
+
+    @property
+    def model(self) -> str:
+        """What requests put in their `model` field."""
+        return f"{self.base}+{self.name}"
+
+    @property
+    def engine_name(self) -> str:
+        """The name inside the engine: a new one for each content."""
+        return f"{self.model}@{self.digest[:12]}"
+
+
+@dataclass(frozen=True)
+class NamedComposition:
+    """A composition under a name of its own; `pinned` ones stay loaded."""
+
+    name: str
+    composition: Composition
+    pinned: bool
+    created: int
+
+    @property
+    def model(self) -> str:
+        """What requests put in their `model` field."""
+        return f"{self.composition.base}+{self.name}"
+
+
+@dataclass(frozen=True)
+class File:
+    """An uploaded text."""
+
+    id: str
+    digest: str
+    path: Path
+    filename: str
+    purpose: str
+    bytes: int
+    created: int

@@ -1,0 +1,238 @@
+"""Compositions over HTTP: asked for in three ways, named, loaded once, let go, never stale."""
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from service.settings import Settings
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture
+def make_adapter(adapter_directory: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """Make an adapter like the first, with other numbers in it."""
+
+    def make(name: str) -> Path:
+        directory = tmp_path / "made" / name
+        directory.mkdir(parents=True)
+        for path in adapter_directory.iterdir():
+            (directory / path.name).write_bytes(path.read_bytes())
+        tensors = load_file(directory / WEIGHTS)
+        changed = {key: value + len(name) for key, value in tensors.items()}
+        save_file(changed, directory / WEIGHTS)
+        return directory
+
+    return make
+
+
+@pytest.fixture
+def three(demo: httpx.Client, make_adapter: Callable[[str], Path]) -> httpx.Client:
+    """The base "demo" with the adapters sql, style and news, of rank 2 each."""
+    for name in ("style", "news"):
+        adapter = {"name": name, "base": "demo", "path": str(make_adapter(name))}
+        assert demo.post("/v1/adapters", json=adapter).status_code == 201
+    return demo
+
+
+def complete(gateway: httpx.Client, model: str, **body: Any) -> httpx.Response:
+    return gateway.post("/v1/completions", json={"model": model, "prompt": "hello", **body})
+
+
+def error(response: httpx.Response) -> dict[str, Any]:
+    found: dict[str, Any] = response.json()["error"]
+    return found
+
+
+def figures(gateway: httpx.Client) -> dict[str, float]:
+    lines = gateway.get("/metrics").text.splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if line.startswith("graftwork_composition"))
+    return {name: float(value) for name, value in pairs}
+
+
+def test_all_spellings_reach_the_engine_as_one_model_and_nothing_else_changes(
+    three: httpx.Client, upstream: Any, engines: Any
+):
+    llama_cpp = [{"id": "sql", "scale": 0.75}, {"id": "style", "scale": 0.25}]
+    lorax = {"ids": ["sql", "style"], "weights": [0.75, 0.25]}
+    answers = [
+        complete(three, "demo+style:0.25+sql:0.75", seed=3),
+        complete(three, "demo", seed=3, lora=llama_cpp),
+        complete(three, "demo", seed=3, adapter_parameters=lorax),
+    ]
+    echoes = [answer.json()["echo"] for answer in answers]
+    assert echoes[0] == echoes[1] == echoes[2]
+    assert set(echoes[0]) == {"model", "prompt", "seed"}
+    assert engines.running["demo"].loads == [echoes[0]["model"]]
+    parts = json.loads(engines.running["demo"].contents[echoes[0]["model"]])["parts"]
+    assert [(part["name"], part["weight"]) for part in parts] == [("sql", 0.75), ("style", 0.25)]
+    assert all((Path(part["path"]) / WEIGHTS).is_file() for part in parts)
+
+
+def test_a_named_composition_is_a_model_until_it_is_deleted(three: httpx.Client, upstream: Any):
+    new = {"name": "mix", "base": "demo", "adapters": {"sql": 0.5, "demo+style": -1}}
+    made = three.post("/v1/compositions", json=new)
+    assert made.status_code == 201, made.text
+    assert made.json()["id"] == "demo+mix"
+    assert made.json()["spelled"] == "demo+sql:0.5+style:-1"
+    assert three.get("/v1/compositions").json()["data"] == [made.json()]
+    assert three.get("/v1/compositions", params={"base": "x"}).json()["data"] == []
+    model = three.get("/v1/models/demo+mix").json()
+    assert model["parent"] == "demo"
+    assert model in three.get("/v1/models").json()["data"]
+    spelled = complete(three, "demo+sql:0.5+style:-1").json()["echo"]["model"]
+    assert complete(three, "demo+mix").json()["echo"]["model"] == spelled
+    assert three.delete("/v1/compositions/demo+mix").json()["deleted"]
+    assert complete(three, "demo+mix").status_code == 404
+
+
+def test_a_name_belongs_to_one_thing(three: httpx.Client, make_adapter: Callable[[str], Path]):
+    new = {"name": "mix", "base": "demo", "adapters": {"sql": 1, "style": 1}}
+    assert three.post("/v1/compositions", json=new).status_code == 201
+    assert three.post("/v1/compositions", json=new).status_code == 409
+    assert three.post("/v1/compositions", json={**new, "name": "sql"}).status_code == 409
+    adapter = {"name": "mix", "base": "demo", "path": str(make_adapter("mixed"))}
+    assert three.post("/v1/adapters", json=adapter).status_code == 409
+    refused = three.delete("/v1/adapters/demo+sql")
+    assert refused.status_code == 409
+    assert "demo+mix" in error(refused)["message"]
+
+
+@pytest.mark.parametrize(
+    ("model", "status", "param", "words"),
+    [
+        ("demo+sql:0.5+nobody:1", 404, "model", "demo+nobody"),
+        ("nowhere+sql:0.5", 404, "model", "nowhere"),
+        ("demo+sql:1+sql:2", 400, "model", "twice"),
+        ("demo+sql:inf", 400, "model", "must be a number"),
+        ("demo+sql:99", 400, "model", "from -10 to 10"),
+        ("demo+sql:1+style:1@mush", 400, "merge.name", "choose one of"),
+    ],
+)
+def test_what_cannot_be_composed_is_a_clear_error(
+    three: httpx.Client, model: str, status: int, param: str, words: str
+):
+    response = complete(three, model)
+    assert response.status_code == status
+    assert error(response)["param"] == param
+    assert words in error(response)["message"]
+
+
+def test_more_rank_than_the_engine_takes_is_refused_but_not_for_a_strategy_that_keeps_to_one(
+    three: httpx.Client, upstream: Any, make_adapter: Callable[[str], Path]
+):
+    for name in ("fourth", "fifth.."):
+        adapter = {"name": name, "base": "demo", "path": str(make_adapter(name))}
+        assert three.post("/v1/adapters", json=adapter).status_code == 201
+    ids = "demo+sql+style+news+fourth+fifth.."
+    refused = complete(three, ids)
+    assert refused.status_code == 400
+    assert "rank 10" in error(refused)["message"]
+    assert complete(three, f"{ids}@svd:8").status_code == 200
+
+
+def test_a_hundred_equal_cold_requests_load_it_once(
+    three: httpx.Client, upstream: Any, engines: Any
+):
+    engines.running["demo"].load_seconds = 0.2
+    with ThreadPoolExecutor(100) as pool:
+        answers = list(pool.map(lambda _: complete(three, "demo+sql:2+style:1"), range(100)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len(engines.running["demo"].loads) == 1
+    tiers = figures(three)
+    assert tiers['graftwork_composition_requests_total{tier="disk"}'] == 1
+    assert sum(v for k, v in tiers.items() if "requests_total" in k) == 100
+
+
+def test_the_least_recently_used_are_let_go_with_their_files(
+    three: httpx.Client, upstream: Any, engines: Any, settings: Settings
+):
+    models = [f"demo+sql:{weight}+style:1" for weight in range(1, 9)]
+    names = [complete(three, model).json()["echo"]["model"] for model in models]
+    engine = engines.running["demo"]
+    deadline = time.monotonic() + 30
+    while len(engine.adapters) > settings.composition_limit:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert set(engine.adapters) == set(names[-settings.composition_limit :])
+    manifests = list((settings.run / "compositions").iterdir())
+    assert len(manifests) == settings.composition_limit
+    evicted = figures(three)["graftwork_composition_evictions_total"]
+    assert evicted == len(models) - settings.composition_limit
+
+
+def test_one_that_is_in_use_stays(three: httpx.Client, upstream: Any, engines: Any):
+    body = {"model": "demo+sql:5+style:1", "prompt": "forever", "stream": True}
+    with three.stream("POST", "/v1/completions", json=body) as response:
+        events = response.iter_raw()  # let go, it would close the stream
+        next(events)
+        for weight in range(6, 12):
+            complete(three, f"demo+sql:{weight - 5}+style:2")
+        name = upstream.requests[0]["model"]
+        assert name in engines.running["demo"].adapters
+
+
+def test_a_pinned_one_is_loaded_before_anybody_asks_and_survives_all_others(
+    three: httpx.Client, upstream: Any, engines: Any
+):
+    new = {"name": "vip", "base": "demo", "adapters": {"sql": 3, "style": 1}, "pinned": True}
+    assert three.post("/v1/compositions", json=new).status_code == 201
+    engine = engines.running["demo"]
+    deadline = time.monotonic() + 30
+    while not engine.adapters:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    (name,) = engine.adapters
+    for weight in range(1, 9):
+        complete(three, f"demo+sql:{weight}+style:2")
+    assert name in engine.adapters
+    assert complete(three, "demo+vip").json()["echo"]["model"] == name
+
+
+def test_an_adapter_that_is_trained_again_changes_the_next_answer_at_every_tier(
+    three: httpx.Client, upstream: Any, engines: Any, make_adapter: Callable[[str], Path]
+):
+    ids = ("demo+sql", "demo+sql:0.5+style:0.5", "demo+sql:0.5+style:0.5@svd:2")
+    before = [complete(three, id).json()["echo"]["model"] for id in ids]
+    new = {"name": "sql", "base": "demo", "path": str(make_adapter("sql again"))}
+    replaced = three.put("/v1/adapters/demo+sql", json=new)
+    assert replaced.status_code == 200, replaced.text
+    after = [complete(three, id).json()["echo"]["model"] for id in ids]
+    assert not set(before) & set(after)
+    assert not set(before) & set(engines.running["demo"].adapters)
+    paths = json.loads(engines.running["demo"].contents[after[1]])["parts"]
+    assert all(Path(part["path"]).is_dir() for part in paths)
+
+
+def test_an_adapter_is_replaced_whole_or_not_at_all(
+    three: httpx.Client, make_adapter: Callable[[str], Path]
+):
+    before = three.get("/v1/adapters/demo+sql").json()
+    other = {"name": "style", "base": "demo", "path": str(make_adapter("x"))}
+    assert three.put("/v1/adapters/demo+sql", json=other).status_code == 400
+    broken = make_adapter("broken")
+    (broken / WEIGHTS).write_bytes(b"not a tensor")
+    new = {"name": "sql", "base": "demo", "path": str(broken)}
+    assert three.put("/v1/adapters/demo+sql", json=new).status_code == 400
+    assert three.put("/v1/adapters/demo+none", json={**new, "name": "none"}).status_code in (
+        400,
+        404,
+    )
+    assert three.get("/v1/adapters/demo+sql").json() == before
+
+
+def test_what_an_engine_refuses_leaves_nothing_behind(
+    three: httpx.Client, engines: Any, settings: Settings
+):
+    engines.running["demo"].rejects = True
+    refused = complete(three, "demo+sql:1+style:1")
+    assert refused.status_code == 400
+    assert list((settings.run / "compositions").iterdir()) == []
+    assert figures(three)["graftwork_compositions_loaded"] == 0
