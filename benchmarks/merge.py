@@ -47,8 +47,9 @@ from pruning.adapters.compression import applied
 from pruning.adapters.merging import merge_all
 from pruning.adapters.search import search
 from pruning.adapters.source import open_source
+from pruning.architectures.llama import LINEARS
 from pruning.evaluation import Example
-from pruning.geometry import LINEARS, Geometry
+from pruning.geometry import Geometry
 from pruning.recipe import Method
 from pruning.text import load_tokenizer
 from pruning.weights.checkpoint import Checkpoint

@@ -31,7 +31,8 @@ from memory import DEMO, run_stage, write_base
 
 from pruning.adapters.algebra import Bag, adapter_of
 from pruning.adapters.atoms import write as write_adapter
-from pruning.geometry import LINEARS, Geometry
+from pruning.architectures.llama import LINEARS
+from pruning.geometry import Geometry
 from pruning.recipe import PruneSpec, Recipe
 from service.engines import Engine, Engines
 from service.settings import Settings

@@ -93,13 +93,13 @@ class _Travel:
     ) -> None:
         """Through the next layer, of these tensors in the dense base and readers in the slim."""
         adapted = self._adapted(tensors)
-        blocks.fill(adapted)
+        blocks.fill(self.layer, adapted)
         refit: dict[str, Tensor] = {}
         for kind in KINDS:
             dense = Reader.dense(adapted, kind, blocks.device)
             for _ in self._dense.inputs(blocks, kind):
                 pass
-            self._dense.read(kind, dense)
+            self._dense.read(blocks, kind, dense)
             if kind not in readers:
                 self._slim.skip(kind)
                 continue
@@ -110,7 +110,7 @@ class _Travel:
                 found = _unfolded(bag, atoms, self._rslora)
                 refit |= {f"{READERS[kind]}.a": found.a, f"{READERS[kind]}.b": found.b}
                 reader = replace(reader, weight_HK=reader.weight_HK.float() + bag.delta)
-            self._slim.read(kind, reader)
+            self._slim.read(blocks, kind, reader)
         save_file(refit, self._state / f"layer-{self.layer}.safetensors")
         self._slim.finish_layer()
         self._dense.finish_layer()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from pruning.geometry import LINEARS, Geometry
+from pruning.geometry import Geometry
 from pruning.methods.entry import MethodEntry
 from pruning.plan import Plan
 from pruning.recipe import Recipe
@@ -146,7 +146,7 @@ def layers_of(
             layer=i,
             kv_groups=len(kept.kv_groups),
             dense_kv_groups=dense.num_kv_heads,
-            heads=len(kept.kv_groups) * dense.group_size,
+            heads=kept.num_heads(dense),
             dense_heads=dense.num_heads,
             ffn_channels=len(kept.ffn_channels),
             dense_ffn_channels=dense.intermediate_size,
@@ -159,7 +159,7 @@ def layers_of(
 
 
 def _weights_of(geometry: Geometry, layer: int) -> int:
-    shapes = (geometry.linear_shape(layer, linear) for linear in LINEARS)
+    shapes = (geometry.linear_shape(layer, linear) for linear in geometry.architecture.linears)
     return sum(math.prod(shape) for shape in shapes if shape)
 
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from pruning.geometry import LINEARS
+from pruning.architectures.llama import LINEARS
 from pruning.models.modeling import register
 from service.engines import Engine, Engines
 from service.settings import Settings

@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from pruning.architectures.llama import LINEARS
 from pruning.digest import tree_digest
-from pruning.geometry import LINEARS
 from pruning.pipeline import STAGES
 from pruning.recipe import PruneSpec, Recipe
 

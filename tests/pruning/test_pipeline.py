@@ -10,9 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from pruning.architectures.llama import LINEARS
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
-from pruning.geometry import LINEARS, Geometry
+from pruning.geometry import Geometry
 from pruning.jobs.outputs import slim_base
 from pruning.pipeline import STAGES
 from pruning.recipe import PruneSpec, Recipe

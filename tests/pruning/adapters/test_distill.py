@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from pruning import evaluation
 from pruning.adapters.own_text import OwnText
-from pruning.geometry import LINEARS
+from pruning.architectures.llama import LINEARS
 from pruning.jobs.outputs import slim_base
 from pruning.pipeline import STAGES
 from pruning.recipe import PruneSpec, Recipe
