@@ -85,8 +85,13 @@ class _Travel:
         counted_ST = text.weights_ST > 0
         self._dense = Passage(checkpoint, text.ids_ST, counted_ST, state / "dense")
         self._slim = Passage(checkpoint, text.ids_ST, counted_ST, state / "slim")
-        self.layer = min(self._dense.layer, self._slim.layer)  # the layer that is next
-        self._dense.layer = self._slim.layer = self.layer
+        if self._dense.layer < self._slim.layer:  # killed between the two
+            self._dense.finish_layer()
+
+    @property
+    def layer(self) -> int:
+        """The layer that is next."""
+        return self._slim.layer
 
     def pass_layer(
         self, blocks: Blocks, tensors: Mapping[str, Tensor], readers: Mapping[Kind, Reader]
@@ -97,9 +102,7 @@ class _Travel:
         refit: dict[str, Tensor] = {}
         for kind in KINDS:
             dense = Reader.dense(adapted, kind, blocks.device)
-            for _ in self._dense.inputs(blocks, kind):
-                pass
-            self._dense.read(blocks, kind, dense)
+            self._dense.follow(blocks, kind, dense)
             if kind not in readers:
                 self._slim.skip(kind)
                 continue
@@ -114,7 +117,6 @@ class _Travel:
         save_file(refit, self._state / f"layer-{self.layer}.safetensors")
         self._slim.finish_layer()
         self._dense.finish_layer()
-        self.layer += 1
 
     def arrived(self) -> Adapter:
         """The adapter with the atoms of all layers as they were refit."""

@@ -223,13 +223,9 @@ class Passage:
         shutil.copyfile(self.work / self._before(kind), self.work / self._after(kind))
 
     def finish_layer(self) -> None:
-        """Go on to the next layer; a kill before this returns costs the work on this one.
-
-        What the layer was given stays until the next one is finished: two passages side by side
-        may be killed when only one of them has gone on, and `layer` set back by one.
-        """
+        """Go on to the next layer; a kill before this returns costs the work on this one."""
         (self.work / self._after("ffn_channel")).rename(self.work / f"states-{self.layer + 1}.f32")
-        (self.work / f"states-{self.layer - 1}.f32").unlink(missing_ok=True)
+        (self.work / f"states-{self.layer}.f32").unlink(missing_ok=True)
         self.layer += 1
 
     def _embed(self, checkpoint: Checkpoint) -> None:
