@@ -2,10 +2,10 @@
 
 Usage: python benchmarks/loram.py DATA [--quick] [--work DIRECTORY] [--json FILE]
 
-Half of the bundled base's body is cut (taylor).  On the slim base, as it was cut and aligned (TOKENS
-of the bundled calibration text), one adapter of rank 8 is trained per task on rows of
-DATA/tasks/TASK/train.jsonl, and lifted.  Losses are those of the bundled eval.jsonl rows, held out
-from training, in nats per completion token.  Bytes trained on are those of the slim base's file.
+Half of the bundled base's body is cut (taylor).  On the slim base, aligned on bundled calibration
+text or as it was cut, one adapter of rank 8 is trained per task on DATA/tasks/TASK/train.jsonl, and
+lifted.  Losses are those of the bundled eval.jsonl rows, held out from training, in nats per
+completion token.  Bytes trained on are those of the slim base's file.
 With --work, what is trained is kept there, and a run that was stopped is taken up again.
 """
 

@@ -121,9 +121,7 @@ def test_distillation_leaves_embedding_and_head_alone(base: str, spec: Any, tmp_
 @pytest.mark.parametrize(
     ("base", "head"), [("llama", "model.embed_tokens.weight"), ("mistral", "lm_head.weight")]
 )
-def test_alignment_leaves_the_output_head_alone(
-    base: str, head: str, spec: Any, tmp_path: Path
-):
+def test_alignment_leaves_the_output_head_alone(base: str, head: str, spec: Any, tmp_path: Path):
     work = run(spec("align", base), tmp_path / "work", *BEFORE, "recover")
     assert moved(work) == weights(work / "slice").keys() - {head}
 
