@@ -31,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +76,28 @@ EVALUATIONS = 20  # of LoraHub's search
 Bags = dict[Key, Bag]
 Row = dict[str, Any]
 
-PUBLISHED = {"feature": "raw", "centroid": "mean", "fit": False, "energy": False}
+PUBLISHED = {"feature": "raw", "centroid": "mean", "fit": 0, "energy": False}
+_ALIKE = {"feature": "product", "centroid": "rank_one"}
+KNOBS: Mapping[str, dict[str, Any]] = {
+    "as published": PUBLISHED,
+    "unit features": PUBLISHED | {"feature": "unit"},
+    "products": PUBLISHED | {"feature": "product"},
+    "products, rank-one": {**_ALIKE, "fit": 0, "energy": False},
+    "products, rank-one, energy": {**_ALIKE, "fit": 0, "energy": True},
+    "products, rank-one, fit": {**_ALIKE, "fit": 1, "energy": False},
+    "products, rank-one, fit, energy": {**_ALIKE, "fit": 1, "energy": True},
+    "products, rank-one, fit 2, energy": {**_ALIKE, "fit": 2, "energy": True},
+    "products, rank-one, fit 3, energy": {**_ALIKE, "fit": 3, "energy": True},
+    "as published, fit, energy": PUBLISHED | {"fit": 1, "energy": True},
+    "as published, energy": PUBLISHED | {"energy": True},
+}
 # ours: name → method, parameters, and the weight of each source as a function of their number
 OURS: Mapping[str, tuple[str, dict[str, Any], Callable[[int], float]]] = {
     "lego": ("lego", {"k": RANK}, lambda n: 1),
-    "lego, as published": ("lego", {"k": RANK, **PUBLISHED}, lambda n: 1),
-    "lego, no fit": ("lego", {"k": RANK, "fit": False}, lambda n: 1),
-    "lego, no energy": ("lego", {"k": RANK, "energy": False}, lambda n: 1),
-    "lego, neither": ("lego", {"k": RANK, "fit": False, "energy": False}, lambda n: 1),
+    **{
+        f"lego, {name}": ("lego", {"k": RANK, **knobs}, lambda n: 1)
+        for name, knobs in KNOBS.items()
+    },
     "svd, w=1.25/n": ("svd", {"rank": RANK}, lambda n: 1.25 / n),
     "linear, w=1/n": ("linear", {}, lambda n: 1 / n),
     "knots": ("knots", {"rank": RANK}, lambda n: 1),
@@ -212,11 +227,10 @@ def group_of(seed: int, size: int) -> list[str]:
 def quality(bench: Bench, cells: Cells, seeds: int, sizes: Sequence[int]) -> tuple[Row, list[Row]]:
     """The table of all methods, and the figures about lego and the best of peft at its rank."""
     found: dict[tuple[str, int], list[tuple[int, list[float]]]] = {}
-    for seed in range(seeds):
-        for size in sizes:
+    for methods in (ours, peers, lorahub):
+        for seed, size in product(range(seeds), sizes):
             group = group_of(seed, size)
-            methods = (*ours(bench, group, seed), lorahub(bench, group, seed))
-            for name, what, measure in (*methods, *peers(bench, group, seed)):
+            for name, what, measure in methods(bench, group, seed):
                 cell = cells.get(["quality", what, group, seed, bench.num_rows], measure)
                 found.setdefault((name, size), []).append(cell)
     rows = [
@@ -267,7 +281,7 @@ def ours(bench: Bench, group: list[str], seed: int) -> Iterator[Measured]:
         yield name, [method, checked.model_dump(mode="json"), weight(len(group))], measure
 
 
-def lorahub(bench: Bench, group: list[str], seed: int) -> Measured:
+def lorahub(bench: Bench, group: list[str], seed: int) -> Iterator[Measured]:
     """Weights found on the examples of all tasks; A's and B's are added up, as published."""
 
     def combined(weights: Sequence[float]) -> dict[Key, Tensor]:
@@ -292,7 +306,7 @@ def lorahub(bench: Bench, group: list[str], seed: int) -> Measured:
         with applied(bench.model, combined(weights)):
             return RANK, bench.recovered(bench.model, group)
 
-    return "lorahub", ["lorahub", EVALUATIONS], measure
+    yield "lorahub", ["lorahub", EVALUATIONS], measure
 
 
 @cache

@@ -22,7 +22,7 @@ class LegoParams(Params):
     output_reweighting: bool = True  # √(rank of the sources / rank of the result)
     feature: Literal["unit", "raw", "product"] = "unit"  # what is clustered; raw in the paper
     centroid: Literal["mean", "rank_one"] = "mean"  # of a cluster; mean in the paper
-    fit: bool = False  # ours: columns b refit by least squares to the mean of the sources
+    fit: int = Field(0, ge=0, le=100)  # ours: rounds of least squares towards the sources' mean
     energy: bool = False  # ours: ΔW as long as that mean
     gauge: Literal["none", "balanced", "svd"] = "none"  # which of the forms of the same atom
     sign: Literal["keep", "canonical"] = "keep"

@@ -2,10 +2,11 @@
 
 Zhao et al., "Merging LoRAs like Playing LEGO: Pushing the Modularity of LoRA to Extremes Through
 Rank-Wise Clustering", ICLR 2025, https://arxiv.org/abs/2409.16167.  The paper's form is `feature:
-raw`, `centroid: mean`, `fit: false` and `energy: false`.  Other choices are ours: distances between
-the matrices b aᵀ, which neither gauge nor sign of an atom changes (`product`); the best rank-one
+raw`, `centroid: mean`, `fit: 0` and `energy: false`.  Other choices are ours: distances between the
+matrices b aᵀ, which neither gauge nor sign of an atom changes (`product`); the best rank-one
 approximation of a cluster as its centroid (`rank_one`); columns b refit by least squares to the
-mean of the sources (`fit`); and the length of that mean for the whole linear (`energy`).
+mean of the sources, then, with more rounds of `fit`, rows a and columns b again, which leads to
+`svd` in the end; and the length of that mean for the whole linear (`energy`).
 """
 
 # Shape suffixes:  P = pooled atoms,  F = inputs + outputs of the linear, or P,  K = clusters.
@@ -37,7 +38,7 @@ def merge(parts: Sequence[Part], params: LegoParams, seed: int) -> Merged:
     merged = _centroids(pool, labels_P, params)
     if params.fit or params.energy:
         mean = algebra.scale(pool, merged.rank / pool.rank)  # a cluster is this large on average
-        merged = _fitted(merged, mean) if params.fit else merged
+        merged = _fitted(merged, mean, params.fit)
         merged = _as_long_as(mean, merged) if params.energy else merged
     if params.output_reweighting:
         mean_rank = sum(part.bag.rank for part in parts) / len(parts)
@@ -71,7 +72,8 @@ def _features(pool: Bag, params: LegoParams) -> Tensor:
     a_PI, b_PO = normalize(pool.a_RI, dim=1), normalize(pool.b_OR.T, dim=1)
     if params.feature == "unit":
         return torch.cat([a_PI, b_PO], dim=1)
-    gram_PP = (a_PI @ a_PI.T).double() * (b_PO @ b_PO.T).double()
+    a_PI, b_PO = a_PI.double(), b_PO.double()  # rounding must stay below the jitter
+    gram_PP = (a_PI @ a_PI.T) * (b_PO @ b_PO.T)
     gram_PP.diagonal().add_(JITTER)
     return torch.linalg.cholesky(gram_PP).float()
 
@@ -137,10 +139,15 @@ def _norm_decay(
     return torch.where(found_K1 > 0, wanted_K1 / found_K1, 1.0)
 
 
-def _fitted(merged: Bag, mean: Bag) -> Bag:
-    """The same rows a, with the columns b that bring the sum of b aᵀ closest to that of `mean`."""
-    inverse_IK = torch.linalg.pinv(merged.a_RI)
-    return replace(merged, b_OR=mean.b_OR @ (mean.a_RI @ inverse_IK))
+def _fitted(merged: Bag, mean: Bag, rounds: int) -> Bag:
+    """Brought closer to `mean` by alternating least squares: b in every round, before it a."""
+    for number in range(rounds):
+        if number:
+            inverse_KO = torch.linalg.pinv(merged.b_OR)
+            merged = replace(merged, a_RI=(inverse_KO @ mean.b_OR) @ mean.a_RI)
+        inverse_IK = torch.linalg.pinv(merged.a_RI)
+        merged = replace(merged, b_OR=mean.b_OR @ (mean.a_RI @ inverse_IK))
+    return merged
 
 
 def _as_long_as(mean: Bag, merged: Bag) -> Bag:

@@ -20,8 +20,8 @@ from pruning.recipe import Method
 
 ALL = methods.names("merge")
 RANDOM = ("dare_linear", "dare_ties")
-PUBLISHED = {"feature": "raw", "centroid": "mean", "fit": False, "energy": False}
-OURS = {"feature": "product", "centroid": "rank_one", "fit": True, "energy": True}
+PUBLISHED = {"feature": "raw", "centroid": "mean", "fit": 0, "energy": False}
+OURS = {"feature": "product", "centroid": "rank_one", "fit": 1, "energy": True}
 
 
 def parts(
@@ -190,7 +190,7 @@ def test_lego_finds_atoms_alike_whatever_their_gauge_and_sign():
 
 def test_the_best_rank_one_centroid_of_a_cluster_is_as_long_as_its_members():
     given = Part(atoms(([3.0, 0.0], [1.0])), 1.0, 0), Part(atoms(([0.0, 5.0], [1.0])), 1.0, 1)
-    merged = merge("lego", given, k=1, centroid="rank_one", fit=False, energy=False)
+    merged = merge("lego", given, k=1, centroid="rank_one", fit=0, energy=False)
     wanted = torch.tensor([[3.0, 5.0]])  # the sum is of rank one; its members are 4 long
     assert close(merged.bag.delta, wanted * 4 / 34**0.5)
 
@@ -206,6 +206,22 @@ def test_a_fit_leaves_nothing_of_the_mean_along_its_own_rows(ranks: list[int], s
     longer = merge("lego", given, **(options | {"energy": True})).bag
     assert close(longer.delta, merged.delta * mean.norm() / merged.delta.norm())
     assert merged.delta.norm() <= mean.norm() * (1 + 1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 99))
+def test_more_rounds_of_fit_bring_lego_closer_to_the_best_approximation_of_its_rank(seed: int):
+    given = parts([3, 3], seed=seed)
+    options: dict[str, Any] = {"k": 2, **OURS, "energy": False, "output_reweighting": False}
+    mean = total(given) * 2 / 6
+    errors = [
+        (merge("lego", given, **(options | {"fit": rounds})).bag.delta - mean).norm()
+        for rounds in (1, 2, 8)
+    ]
+    least = torch.linalg.svdvals(mean)[2:].norm()
+    assert errors[0] * 1.00001 >= errors[1]
+    assert errors[1] * 1.00001 >= errors[2]
+    assert errors[2] * 1.00001 >= least
 
 
 def test_lego_damps_a_result_that_has_more_atoms_than_a_source():
