@@ -183,7 +183,7 @@ def measure(
     x = torch.randn(case.tokens, linear.inputs).to(**like)
     y = torch.randn(case.tokens, sum(linear.widths)).to(**like)
     turned = [[(slot + turn) % setting.adapters for slot in slots] for turn in range(16)]
-    calls = list(itertools.product(range(sides.copies), range(len(turned))))
+    calls = [(c, t) for t in range(len(turned)) for c in range(sides.copies)]
     batches = [batch_of(slots, setting) for slots in turned]
 
     def ours(copy: int, turn: int) -> None:
