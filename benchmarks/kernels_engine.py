@@ -118,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer tokens, fewer turns")
     options = parser.parse_args()
-    tokens, turns = (8, 2) if options.quick else (16, 5)
+    tokens, turns = (8, 2) if options.quick else (16, 4)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)

@@ -183,7 +183,7 @@ def measure(
     x = torch.randn(case.tokens, linear.inputs).to(**like)
     y = torch.randn(case.tokens, sum(linear.widths)).to(**like)
     turned = [[(slot + turn) % setting.adapters for slot in slots] for turn in range(16)]
-    calls = list(itertools.product(range(sides.copies), range(len(turned))))
+    calls = [(c, t) for t in range(len(turned)) for c in range(sides.copies)]
     batches = [batch_of(slots, setting) for slots in turned]
 
     def ours(copy: int, turn: int) -> None:
@@ -290,12 +290,15 @@ def relative_error(sides: Sides, x: Tensor, batch: Batch) -> float:
     return float(((y.double() - exact).abs().amax(1) / exact.abs().amax(1)).max())
 
 
-def timed_on_cpu(functions: list[Callable[[], None]], turns: int) -> list[float]:
-    """Median seconds of each; they take turns of at least TURN seconds, not longer than ENOUGH.
+def clock_of(device: str) -> Callable[[], float]:
+    """CPU seconds for one thread, which other work on the machine does not lengthen."""
+    alone = device == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if alone else time.perf_counter
 
-    With one thread these are CPU seconds, which other work on the machine does not lengthen.
-    """
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+def timed_on_cpu(functions: list[Callable[[], None]], turns: int) -> list[float]:
+    """Median seconds of each; they take turns of at least TURN seconds, not longer than ENOUGH."""
+    clock = clock_of("cpu")
     seconds: list[list[float]] = [[] for _ in functions]
     for turn in range(turns):
         for function, found in zip(functions, seconds, strict=True):
@@ -334,9 +337,9 @@ def timed_on_gpu(functions: list[Callable[[], None]], turns: int) -> list[float]
 def bandwidth_of(device: str) -> float:
     """Bytes per second at which memory is read: the best of ten sums over more than any cache."""
     memory = torch.ones((256 << 20) // 4 * (8 if device == "cuda" else 1), device=device)
-    best = float("inf")
+    clock, best = clock_of(device), float("inf")
     for _ in range(10):
-        started = time.perf_counter()
+        started = clock()
         memory.sum().item()
-        best = min(best, time.perf_counter() - started)
+        best = min(best, clock() - started)
     return memory.nbytes / best
