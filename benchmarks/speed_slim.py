@@ -75,9 +75,8 @@ def main() -> None:
             engine_args=f"--dtype {options.dtype}",
         )
         turns = 2 if options.quick else 3
-        rows = asyncio.run(compare(settings, bases, turns))
+        rows = asyncio.run(compare(settings, bases, turns, options.json))
     print(json.dumps(figures(rows), indent=2))
-    print(report.write("speed_slim", figures(rows), rows, options.json))
 
 
 def dense(work: Path, shape: dict[str, Any]) -> Path:
@@ -147,18 +146,21 @@ def spec(dense: Path, export: str) -> PruneSpec:
     )
 
 
-async def compare(settings: Settings, bases: dict[str, Path], turns: int) -> list[dict[str, Any]]:
-    """Each slim base against the dense one: a row per cut, load and batch size."""
+async def compare(
+    settings: Settings, bases: dict[str, Path], turns: int, path: Path | None
+) -> list[dict[str, Any]]:
+    """Each slim base against the dense one: a row per cut, load and batch, written as it comes."""
     rows: list[dict[str, Any]] = []
     engines = Engines(settings)
     loads = [("alone", batch) for batch in BATCHES] + [(f"{ADAPTERS} adapters", ADAPTERS)]
     try:
-        for cut in bases.keys() - {"dense"}:
+        for cut in [name for name in bases if name != "dense"]:
             pair = {"dense": bases["dense"], cut: bases[cut]}
             await serve(engines, pair)
             for load, batch in loads:
                 rows.append(await row(engines, pair, cut, load, batch, turns))
                 print(rows[-1], flush=True)
+                report.write("speed_slim", figures(rows), rows, path)
     finally:
         await engines.stop()
     return rows
@@ -234,16 +236,14 @@ async def answer(engine: Engine, name: str, tokens: int) -> list[float]:
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for cut in {row["cut"]: None for row in rows}:
-        suffix = "" if cut == "uniform" else f"_{cut}"
-        mine = [row for row in rows if row["cut"] == cut]
-        alone = [row["speedup"] for row in mine if row["load"] == "alone"]
-        (together,) = (row["speedup"] for row in mine if row["load"] != "alone")
-        found[f"decode50_speedup{suffix}"] = round(statistics.geometric_mean(alone), 2)
-        found[f"decode50_speedup_{ADAPTERS}_adapters{suffix}"] = round(together, 2)
-        found[f"kv_bytes_ratio{suffix}"] = mine[0]["kv_bytes_ratio"]
-    return found
+    """Of the rows there are: per cut and load the geometric mean over the batch sizes."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        cut = "" if row["cut"] == "uniform" else f"_{row['cut']}"
+        load = "" if row["load"] == "alone" else f"_{row['load'].replace(' ', '_')}"
+        found.setdefault(f"decode50_speedup{load}{cut}", []).append(row["speedup"])
+        found[f"kv_bytes_ratio{cut}"] = [row["kv_bytes_ratio"]]
+    return {name: round(statistics.geometric_mean(values), 2) for name, values in found.items()}
 
 
 if __name__ == "__main__":
