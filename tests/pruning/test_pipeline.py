@@ -10,12 +10,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from pruning import methods
 from pruning.architectures.llama import LINEARS
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
 from pruning.geometry import Geometry
 from pruning.jobs.outputs import slim_base
 from pruning.pipeline import STAGES
+from pruning.plan import Plan
 from pruning.recipe import PruneSpec, Recipe
 from pruning.reports.report import Report
 
@@ -93,6 +95,32 @@ def test_two_runs_with_one_seed_write_the_same_bytes(
         assert tree_digest(works[0] / part) == tree_digest(works[1] / part)
     one, two = (report_of(work).model_dump(exclude={"stages"}) for work in works)
     assert one == two
+
+
+@pytest.mark.parametrize("base", ["gemma2", "phi3", "llama"])
+def test_an_architecture_goes_through_all_stages_query_heads_included(
+    base: str, spec: Any, tmp_path: Path
+):
+    recovery = [{"name": "closed_form"}, {"name": "lora", "params": {"tokens": 256, "checks": 1}}]
+    units = ["ffn_channel", "kv_group", "query_head"]
+    asked = spec(base, criterion={"name": "obs"}, recovery=recovery, units=units, target=0.5)
+    report = report_of(run(asked, tmp_path / "work"))
+    assert report.removed_fraction == pytest.approx(0.5, abs=0.05)
+    assert all(layer.heads == layer.kv_groups for layer in report.layers)  # of two each, one
+    assert report.slim.quality.token_perplexity < 1e4
+
+
+@pytest.mark.parametrize("criterion", methods.names("criterion"))
+def test_every_criterion_scores_query_heads_and_fused_linears(
+    criterion: str, spec: Any, tmp_path: Path
+):
+    units = ["ffn_channel", "query_head"]
+    asked = spec("phi3", criterion={"name": criterion}, units=units, target=0.5)
+    work = run(asked, tmp_path / "work", ["calibrate", "plan"])
+    plan = Plan.model_validate_json((work / "plan" / "plan.json").read_bytes())
+    for layer in plan.layers:
+        assert [head // 2 for head in layer.query_heads] == [0, 1, 2, 3]
+        assert len(layer.ffn_channels) < 48
 
 
 def test_a_stage_that_is_run_again_replaces_what_an_attempt_left(spec: Any, tmp_path: Path):

@@ -377,6 +377,30 @@ def test_biases_in_a_stock_qwen3_are_refused_at_once():
         budget.check(qwen3, recipe(export="uniform", bias_compensation=True))
 
 
+@pytest.mark.parametrize(
+    ("family", "changes", "field"),
+    [
+        ("phi3", {"export": "per_layer"}, "export"),
+        ("phi3", {"allocator": {"name": "global"}}, "allocator"),
+        ("gemma2", {"blocks": {"attention": 1}}, "export"),
+        ("gemma2", {"carry": "refit"}, "carry"),
+        (
+            "gemma2",
+            {"recovery": [{"name": "closed_form", "params": {"goal": "stream"}}]},
+            "recovery",
+        ),
+    ],
+)
+def test_what_an_architecture_cannot_do_is_refused_at_once(
+    family: str, changes: dict[str, object], field: str
+):
+    geometry = Geometry(family, 4096, 256, 32, True, GEOMETRY.layers)
+    budget.check(geometry, recipe())
+    with pytest.raises(InvalidInput) as refused:
+        budget.check(geometry, recipe(**changes))
+    assert refused.value.field == field
+
+
 def test_a_base_that_is_slim_already_is_refused():
     slim = Geometry("llama", 8, 256, 32, True, (Layer(8, 4, 640), Layer(8, 4, 320)))
     with pytest.raises(InvalidInput, match="slim already"):
