@@ -18,7 +18,8 @@ does not count.
 
 Four rows of each eval.jsonl are examples for methods that want some, --rows others measure; with
 --data, DIRECTORY/TASK/eval.jsonl adds 100 rows to those that measure.  What was measured is kept in
---work; with --minutes a run stops after that long, and the next one takes it up.
+--work; with --minutes a run stops after that long, and the next one takes it up.  Rows tell their
+seeds; figures are of methods that have all of them.  With --only the other parts of the file stay.
 """
 
 import argparse
@@ -30,6 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -227,25 +229,27 @@ def group_of(seed: int, size: int) -> list[str]:
 
 def quality(bench: Bench, cells: Cells, seeds: int, sizes: Sequence[int]) -> tuple[Row, list[Row]]:
     """The table of all methods, and the figures about lego and the best of peft at its rank."""
-    found: dict[tuple[str, int], list[tuple[int, list[float]]]] = {}
+    found: dict[tuple[str, int], dict[int, tuple[int, list[float]]]] = {}
     for methods in (ours, peers, lorahub):
         for seed, size in product(range(seeds), sizes):
             group = group_of(seed, size)
             for name, what, measure in methods(bench, group, seed):
-                cell = cells.get(["quality", what, group, seed, bench.num_rows], measure)
-                found.setdefault((name, size), []).append(cell)
+                with suppress(OutOfTime):
+                    cell = cells.get(["quality", what, group, seed, bench.num_rows], measure)
+                    found.setdefault((name, size), {})[seed] = cell
     rows = [
         {
             "part": "quality",
             "method": name,
             "adapters": size,
-            "rank": max(rank for rank, _ in found_cells),
-            "recovered": round(statistics.mean(statistics.mean(v) for _, v in found_cells), 3),
-            "seeds": [round(statistics.mean(values), 3) for _, values in found_cells],
+            "rank": max(rank for rank, _ in own.values()),
+            "recovered": round(statistics.mean(statistics.mean(v) for _, v in own.values()), 3),
+            "seeds": {seed: round(statistics.mean(values), 3) for seed, (_, values) in own.items()},
         }
-        for (name, size), found_cells in found.items()
+        for (name, size), own in found.items()
     ]
-    return figures_of(rows, sizes), rows
+    complete = [row for row in rows if len(row["seeds"]) == seeds]
+    return figures_of(complete, sizes), rows
 
 
 def figures_of(rows: list[Row], sizes: Sequence[int]) -> Row:
@@ -261,6 +265,9 @@ def figures_of(rows: list[Row], sizes: Sequence[int]) -> Row:
             figures[f"{label}_recovered_{size}"] = row["recovered"]
         figures[f"best_peer_recovered_{size}"] = best["recovered"]
         figures[f"best_peer_{size}"] = best["method"]
+    for name in ("lego", "best_peer"):
+        mean = statistics.mean(figures[f"{name}_recovered_{size}"] for size in sizes)
+        figures[f"{name}_recovered_mean"] = round(mean, 3)
     return figures
 
 
@@ -526,8 +533,7 @@ def main() -> None:
     if a.merge:
         merge_folder(Path(a.merge[0]), json.loads(a.merge[1]))
         return
-    figures: Row = {}
-    rows: list[Row] = []
+    figures, rows = others(a)
     for name, part in parts_of(a).items():
         if a.only not in (None, name):
             continue
@@ -540,6 +546,15 @@ def main() -> None:
         rows += own
         print(report.write("merge", figures, rows, a.json))  # what is done is kept
     print(json.dumps(figures, indent=2))
+
+
+def others(a: argparse.Namespace) -> tuple[Row, list[Row]]:
+    """With --only, what the file already tells of the other parts."""
+    path = a.json or report.RESULTS / "merge.json"
+    if a.only is None or not path.exists():
+        return {}, []
+    before = json.loads(path.read_text())
+    return before["figures"], [row for row in before["rows"] if row["part"] != a.only]
 
 
 def parts_of(a: argparse.Namespace) -> dict[str, Callable[[], tuple[Row, list[Row]]]]:
