@@ -1,6 +1,6 @@
 """Carrying adapters through a cut: how much of what index selection loses comes back, at what cost.
 
-Usage: python benchmarks/carry.py DATA [--work DIR] [--quick] [--json FILE]
+Usage: python benchmarks/carry.py DATA [--work DIR] [--minutes M] [--quick] [--json FILE]
 
 DATA/tasks/NAME/train.jsonl are training rows of the tasks; ROWS of each, spread evenly, are an
 adapter's own text, and the bundled eval.jsonl, held out from training, measures it.  Adapters of
@@ -10,15 +10,17 @@ each adapter carried by index (project), refit, and refit and distilled in 50 st
 
 carry_gap_closed_NN is the part of the perplexity (per completion token) that project adds to the
 dense base with its adapter and refit takes away again, the mean over adapters; _nats the same of
-the loss, _50steps after distillation, the mean over both cuts, _least the worst of all cells.
+the loss, _50steps after distillation, _least the worst of all cells, _cells how many there are.
 carry_32_over_1 is the time of a whole job, report included, that refits 32 adapters over that of
 one with a single adapter; carry_stage_32_over_1 that of its carry stage alone.
 
-With --work everything lies in DIR, and what is found there is not made again: stop it at any time.
+With --work everything lies in DIR, and what is found there is not made again: stop it at any time,
+or let it stop by itself before a row that would begin after M minutes, and report the rows so far.
 --quick takes two adapters of rank 8 and less text, and neither distils nor takes times.
 """
 
 import argparse
+import itertools
 import json
 import math
 import shutil
@@ -26,8 +28,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +44,13 @@ from pruning.text import load_tokenizer
 
 DEMO = Path(__file__).parent.parent / "deploy" / "demo"
 TASKS = ("clinc150", "e2e_nlg", "wikisql")
-RANKS = (4, 8, 16)
+RANKS = (8, 4, 16)
 TRAINING_STEPS = 200  # of adapters that are not bundled
 TARGETS = (0.25, 0.5)
 STEPS = 50
-WAYS: Mapping[str, dict[str, Any]] = {
+CARRY_SEQUENCES = 16  # as many tokens an adapter is refit on at most
+WAYS: Mapping[str, dict[str, Any] | None] = {
+    "dense": None,
     "project": {"carry": "project"},
     "refit": {"carry": "refit"},
     "distilled": {"carry": "refit", "carry_distill": {"steps": STEPS}},
@@ -66,7 +71,7 @@ class Bench:
 
     @property
     def rows(self) -> int:
-        return 40 if self.quick else 800
+        return 40 if self.quick else 400
 
     @property
     def sequences(self) -> int:
@@ -95,8 +100,10 @@ class Bench:
         chosen = lines[:: max(1, len(lines) // self.rows)][: self.rows]
         (adapter / "calibration.jsonl").write_text("\n".join(chosen) + "\n", encoding="utf-8")
 
-    def spec(self, adapters: Mapping[str, Path], target: float, **changes: Any) -> PruneSpec:
-        text = {"file": "text/calibration.txt", "sequences": self.sequences}
+    def spec(
+        self, adapters: Mapping[str, Path], target: float, sequences: int, **changes: Any
+    ) -> PruneSpec:
+        text = {"file": "text/calibration.txt", "sequences": sequences}
         recipe = {
             "name": "carry",
             "base": "demo",
@@ -120,40 +127,38 @@ class Bench:
         if not (work / "done").is_file():
             work.mkdir(exist_ok=True)
             for stage in ("calibrate", "plan", "slice", "recover"):
-                STAGES[stage](self.spec({}, target), work, quiet)
+                STAGES[stage](self.spec({}, target, self.sequences), work, quiet)
             (work / "done").touch()
         return work
 
 
 def cells(bench: Bench) -> Iterator[tuple[str, Callable[[], Row]]]:
     """Names of all rows, and how to make them."""
-    for rank in RANKS[1:2] if bench.quick else RANKS:
-        for task in TASKS[:2] if bench.quick else TASKS:
-            for target in TARGETS:
-                name = f"{task} r{rank} {target:.0%}"
-                yield (
-                    name,
-                    lambda task=task, rank=rank, target=target: measured(bench, task, rank, target),
-                )
-    if not bench.quick:
-        for count in (1, MANY):
-            yield f"job of {count}", lambda count=count: timed(bench, count)
+    ranks, tasks = (RANKS[:1], TASKS[:2]) if bench.quick else (RANKS, TASKS)
+    for how in list(WAYS)[: 3 if bench.quick else 4]:
+        for rank, target, task in itertools.product(ranks, TARGETS, tasks):
+            name = f"{how} {task} r{rank} {target:.0%}"
+            yield name, partial(measured, bench, task, rank, target, how)
+    for count in () if bench.quick else (1, MANY):
+        yield f"job of {count}", partial(timed, bench, count)
 
 
-def measured(bench: Bench, task: str, rank: int, target: float) -> Row:
-    """The loss of an adapter: on the dense base, and carried in every way."""
-    adapter, cut = bench.adapter(task, rank), bench.cut(target)
-    row: Row = {"adapter": task, "rank": rank, "target": target}
-    row["dense"] = loss(DEMO / "base", adapter)
-    for how, changes in WAYS.items():
-        if how == "distilled" and bench.quick:
-            continue
-        asked = bench.spec({task: adapter}, target, **changes)
-        started = time.monotonic()
-        STAGES["carry"](asked, cut, quiet)
-        row[f"{how}_seconds"] = round(time.monotonic() - started, 1)
-        row[how] = loss(slim_base(asked, cut), cut / "carry" / "adapters" / task)
-    return row
+def measured(bench: Bench, task: str, rank: int, target: float, how: str) -> Row:
+    """The loss of an adapter, on the dense base or carried, and what the carrying took."""
+    row: Row = {"adapter": task, "rank": rank, "target": target, "how": how}
+    adapter, changes = bench.adapter(task, rank), WAYS[how]
+    if changes is None:
+        return row | {"loss": dense_loss(adapter)}
+    cut, asked = bench.cut(target), bench.spec({task: adapter}, target, CARRY_SEQUENCES, **changes)
+    started = time.monotonic()
+    STAGES["carry"](asked, cut, quiet)
+    row["seconds"] = round(time.monotonic() - started, 1)
+    return row | {"loss": loss(slim_base(asked, cut), cut / "carry" / "adapters" / task)}
+
+
+@cache
+def dense_loss(adapter: Path) -> float:
+    return loss(DEMO / "base", adapter)
 
 
 def loss(base: Path, adapter: Path) -> float:
@@ -173,51 +178,66 @@ def timed(bench: Bench, count: int) -> Row:
     row: Row = {"adapters": count}
     for stage in JOB:
         started = time.monotonic()
-        STAGES[stage](bench.spec(adapters, 0.25, carry="refit"), work, quiet)
+        STAGES[stage](bench.spec(adapters, 0.25, bench.sequences, carry="refit"), work, quiet)
         row[stage] = round(time.monotonic() - started, 1)
     return row
 
 
 def figures(rows: list[Row]) -> dict[str, float]:
-    """Means over adapters, and ratios of times."""
-    losses = [row for row in rows if "dense" in row]
+    """Means over the adapters that were carried in that way, and ratios of times."""
+    losses = {
+        (row["adapter"], row["rank"], row["target"], row["how"]): row["loss"]
+        for row in rows
+        if "how" in row
+    }
     found: dict[str, float] = {}
     for target in TARGETS:
-        chosen = [row for row in losses if row["target"] == target]
         name = f"carry_gap_closed_{round(100 * target)}"
-        found |= closed(name, chosen, "refit")
-        if all("distilled" in row for row in chosen):
-            found |= closed(f"{name}_50steps", chosen, "distilled")
-    if all("distilled" in row for row in losses):
-        found |= closed("carry_gap_closed_50steps", losses, "distilled")
-    if jobs := {row["adapters"]: row for row in rows if "adapters" in row}:
+        found |= closed(name, losses, "refit", (target,))
+        found |= closed(f"{name}_50steps", losses, "distilled", (target,))
+    found |= closed("carry_gap_closed_50steps", losses, "distilled", TARGETS)
+    jobs = {row["adapters"]: row for row in rows if "adapters" in row}
+    if len(jobs) == 2:
         one, many = (sum(jobs[count][stage] for stage in JOB) for count in (1, MANY))
         found["carry_32_over_1"] = round(many / one, 2)
         found["carry_stage_32_over_1"] = round(jobs[MANY]["carry"] / jobs[1]["carry"], 2)
     return found
 
 
-def closed(name: str, rows: list[Row], how: str) -> dict[str, float]:
+def closed(
+    name: str, losses: Mapping[tuple[Any, ...], float], how: str, targets: Sequence[float]
+) -> dict[str, float]:
     """Parts of the gap that a way of carrying closes: of perplexity and of nats."""
+    cells = [key[:3] for key in losses if key[3] == how and key[2] in targets]
+    if not cells:
+        return {}
 
     def parts(of: Callable[[float], float]) -> list[float]:
-        return [(of(r["project"]) - of(r[how])) / (of(r["project"]) - of(r["dense"])) for r in rows]
+        found = []
+        for cell in cells:
+            dense, project, carried = (of(losses[*cell, w]) for w in ("dense", "project", how))
+            found.append((project - carried) / (project - dense))
+        return found
 
     perplexity, nats = parts(math.exp), parts(float)
     return {
-        name: round(sum(perplexity) / len(rows), 3),
+        name: round(sum(perplexity) / len(cells), 3),
+        f"{name}_cells": len(cells),
         f"{name}_least": round(min(perplexity), 3),
-        f"{name}_nats": round(sum(nats) / len(rows), 3),
+        f"{name}_nats": round(sum(nats) / len(cells), 3),
     }
 
 
-def run(bench: Bench) -> list[Row]:
-    """All rows; those that were made before are read."""
+def run(bench: Bench, minutes: float) -> list[Row]:
+    """All rows for which there is time; those that were made before are read."""
+    end = time.monotonic() + 60 * minutes
     path = bench.work / "rows.json"
     done: dict[str, Row] = json.loads(path.read_text()) if path.is_file() else {}
     names = []
     for name, make in cells(bench):
         if name not in done:
+            if time.monotonic() > end:
+                continue
             done[name] = make()
             path.write_text(json.dumps(done))
         print(name, done[name], flush=True)
@@ -233,13 +253,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path)
+    parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         work = options.work or Path(directory)
         work.mkdir(parents=True, exist_ok=True)
-        rows = run(Bench(options.data, work, options.quick))
+        rows = run(Bench(options.data, work, options.quick), options.minutes)
     found = figures(rows)
     print(json.dumps(found, indent=2))
     if options.json or not options.quick:

@@ -1,22 +1,25 @@
-"""Merging and compressing adapters, beside peft and the papers' baselines.
+"""Merging and dropping adapters, beside peft and the papers' baselines.
 
 Usage: python benchmarks/merge.py [--quick] [--rows N] [--data DIRECTORY] [--minutes N]
-                                  [--only PART] [--json FILE]
+                                  [--work FILE] [--only PART] [--json FILE]
 
 quality   recovered gain of 2, 3 and 4 bundled adapters merged to rank 8: seed i merges the
           adapters i, i+1, … of the five.  Recovered is (base - merged) / (base - own) in loss on
           the held-out rows of each source, averaged over the sources.
 darex     perplexity with 90, 95 and 99 % of ΔW dropped: DARE divides by what stays, DAREx scans.
+          Of atoms, 90 % dropped or half of them; `unscaled` divides by nothing.
 scale     64 adapters of rank 16 with the shapes of a Llama of 1 B, random weights, in a process of
           its own; ours by svd and peft's svd and ties on one linear of each shape, times how many
           there are.  peft holds every ΔW at once (13 GiB for one FFN linear of 64 adapters), so it
-          is timed with 4 and 8 adapters, and a line through both gives 64.
+          is timed with 4 and 8 adapters, and a line through both gives 64: its seconds are
+          extrapolated, and the rows say from what.
 Seconds are processor time of one thread, reading and writing included: other work on the machine
 does not count.
 
 Four rows of each eval.jsonl are examples for methods that want some, --rows others measure; with
---data, DIRECTORY/TASK/eval.jsonl adds 100 rows to those that measure.  With --minutes, quality
-begins no new seed after that long.
+--data, DIRECTORY/TASK/eval.jsonl adds 100 rows to those that measure.  What was measured is kept in
+--work; with --minutes a run stops after that long, and the next one takes it up.  Rows tell their
+seeds; figures are of methods that have all of them.  With --only the other parts of the file stay.
 """
 
 import argparse
@@ -27,8 +30,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +52,9 @@ from pruning.adapters.compression import applied
 from pruning.adapters.merging import merge_all
 from pruning.adapters.search import search
 from pruning.adapters.source import open_source
+from pruning.architectures.llama import LINEARS
 from pruning.evaluation import Example
-from pruning.geometry import LINEARS, Geometry
+from pruning.geometry import Geometry
 from pruning.recipe import Method
 from pruning.text import load_tokenizer
 from pruning.weights.checkpoint import Checkpoint
@@ -73,17 +79,29 @@ EVALUATIONS = 20  # of LoraHub's search
 Bags = dict[Key, Bag]
 Row = dict[str, Any]
 
+PUBLISHED = {"feature": "raw", "centroid": "mean", "fit": 0, "energy": False}
+_ALIKE = {"feature": "product", "centroid": "rank_one"}
+KNOBS: Mapping[str, dict[str, Any]] = {
+    "as published": PUBLISHED,
+    "unit features": PUBLISHED | {"feature": "unit"},
+    "products": PUBLISHED | {"feature": "product"},
+    "products, rank-one": {**_ALIKE, "fit": 0, "energy": False},
+    "products, rank-one, energy": {**_ALIKE, "fit": 0, "energy": True},
+    "products, rank-one, fit": {**_ALIKE, "fit": 1, "energy": False},
+    "products, rank-one, fit, energy": {**_ALIKE, "fit": 1, "energy": True},
+    "products, rank-one, fit 2, energy": {**_ALIKE, "fit": 2, "energy": True},
+    "products, rank-one, fit 3, energy": {**_ALIKE, "fit": 3, "energy": True},
+    "as published, fit, energy": PUBLISHED | {"fit": 1, "energy": True},
+    "as published, energy": PUBLISHED | {"energy": True},
+}
 # ours: name → method, parameters, and the weight of each source as a function of their number
 OURS: Mapping[str, tuple[str, dict[str, Any], Callable[[int], float]]] = {
     "lego": ("lego", {"k": RANK}, lambda n: 1),
-    "lego, raw features": ("lego", {"k": RANK, "feature": "raw"}, lambda n: 1),
-    "lego, balanced gauge": ("lego", {"k": RANK, "gauge": "balanced"}, lambda n: 1),
-    "lego, svd gauge": ("lego", {"k": RANK, "gauge": "svd", "sign": "canonical"}, lambda n: 1),
-    "lego, no reweighting": (
-        "lego",
-        {"k": RANK, "parameter_reweighting": False, "output_reweighting": False},
-        lambda n: 1,
-    ),
+    **{
+        f"lego, {name}": ("lego", {"k": RANK, **knobs}, lambda n: 1)
+        for name, knobs in KNOBS.items()
+    },
+    "svd, w=1.25/n": ("svd", {"rank": RANK}, lambda n: 1.25 / n),
     "linear, w=1/n": ("linear", {}, lambda n: 1 / n),
     "knots": ("knots", {"rank": RANK}, lambda n: 1),
 }
@@ -106,6 +124,32 @@ PEFT: Mapping[str, Weighings] = {
 }
 
 
+class OutOfTime(Exception):
+    """The minutes of this run are over; what was measured is kept."""
+
+
+class Cells:
+    """What was measured so far, by what it is; a line of JSON each in a file, if there is one."""
+
+    def __init__(self, path: Path | None, minutes: float):
+        self.path, self.deadline = path, time.monotonic() + 60 * minutes
+        lines = path.read_text().splitlines() if path and path.exists() else []
+        self.known: dict[str, Any] = dict(map(json.loads, lines))
+
+    def get(self, what: Sequence[Any], measure: Callable[[], Any]) -> Any:
+        """The value of a cell, measured now if it is not known; OutOfTime if that is too late."""
+        key = json.dumps(what)
+        if key not in self.known:
+            if time.monotonic() > self.deadline:
+                raise OutOfTime
+            self.known[key] = measure()
+            print(key, file=sys.stderr, flush=True)
+            if self.path:
+                with self.path.open("a") as file:
+                    file.write(json.dumps([key, self.known[key]]) + "\n")
+        return self.known[key]
+
+
 def silent(fraction: float, message: str) -> None:
     """No progress."""
 
@@ -114,6 +158,7 @@ class Bench:
     """The bundled base, its adapters from files, and the rows of their tasks."""
 
     def __init__(self, num_rows: int, data: Path | None):
+        self.num_rows = num_rows if data is None else num_rows + 100
         torch.manual_seed(0)
         checkpoint, tokenizer = Checkpoint(DEMO / "base"), load_tokenizer(DEMO / "base")
         self.model = evaluation.load(DEMO / "base")
@@ -182,57 +227,69 @@ def group_of(seed: int, size: int) -> list[str]:
     return [NAMES[(seed + i) % len(NAMES)] for i in range(size)]
 
 
-def quality(
-    bench: Bench, seeds: int, sizes: Sequence[int], minutes: float
-) -> tuple[Row, list[Row]]:
+def quality(bench: Bench, cells: Cells, seeds: int, sizes: Sequence[int]) -> tuple[Row, list[Row]]:
     """The table of all methods, and the figures about lego and the best of peft at its rank."""
-    found: dict[tuple[str, int], list[float]] = {}
-    ranks: dict[tuple[str, int], int] = {}
-    started = time.monotonic()
-    for seed in range(seeds):
-        if time.monotonic() - started > 60 * minutes:
-            break
-        for size in sizes:
+    found: dict[tuple[str, int], dict[int, tuple[int, list[float]]]] = {}
+    for methods in (ours, peers, lorahub):
+        for seed, size in product(range(seeds), sizes):
             group = group_of(seed, size)
-            for name, rank, values in (*ours(bench, group, seed), *peers(bench, group, seed)):
-                found.setdefault((name, size), []).append(statistics.mean(values))
-                ranks[name, size] = rank
-            print(f"quality: {size} adapters, seed {seed} done", file=sys.stderr, flush=True)
+            for name, what, measure in methods(bench, group, seed):
+                with suppress(OutOfTime):
+                    cell = cells.get(["quality", what, group, seed, bench.num_rows], measure)
+                    found.setdefault((name, size), {})[seed] = cell
     rows = [
         {
             "part": "quality",
             "method": name,
             "adapters": size,
-            "rank": ranks[name, size],
-            "recovered": round(statistics.mean(values), 3),
-            "seeds": [round(value, 3) for value in values],
+            "rank": max(rank for rank, _ in own.values()),
+            "recovered": round(statistics.mean(statistics.mean(v) for _, v in own.values()), 3),
+            "seeds": {seed: round(statistics.mean(values), 3) for seed, (_, values) in own.items()},
         }
-        for (name, size), values in found.items()
+        for (name, size), own in found.items()
     ]
+    complete = [row for row in rows if len(row["seeds"]) == seeds]
+    return figures_of(complete, sizes), rows
+
+
+def figures_of(rows: list[Row], sizes: Sequence[int]) -> Row:
+    """For each number of adapters lego, and the best of peft's types at its rank."""
     figures: Row = {}
     for size in sizes:
         own = [row for row in rows if row["adapters"] == size]
         equal = [row for row in own if row["method"].startswith("peft") and row["rank"] == RANK]
         best = max(equal, key=lambda row: row["recovered"])
-        (lego,) = (row for row in own if row["method"] == "lego")
-        figures[f"lego_recovered_{size}"] = lego["recovered"]
+        for name in ("lego", "lego, as published"):
+            (row,) = (row for row in own if row["method"] == name)
+            label = name.replace(", ", "_").replace(" ", "_")
+            figures[f"{label}_recovered_{size}"] = row["recovered"]
         figures[f"best_peer_recovered_{size}"] = best["recovered"]
         figures[f"best_peer_{size}"] = best["method"]
-    return figures, rows
+    for name in ("lego", "best_peer"):
+        mean = statistics.mean(figures[f"{name}_recovered_{size}"] for size in sizes)
+        figures[f"{name}_recovered_mean"] = round(mean, 3)
+    return figures
 
 
-def ours(bench: Bench, group: list[str], seed: int) -> list[tuple[str, int, list[float]]]:
-    results = []
+Measured = tuple[str, Any, Callable[[], tuple[int, list[float]]]]  # name, what it is, measure
+
+
+def ours(bench: Bench, group: list[str], seed: int) -> Iterator[Measured]:
     for name, (method, params, weight) in OURS.items():
-        bags = bench.merged(group, method, params, [weight(len(group))] * len(group), seed)
-        with applied(bench.model, dense(bags)):
-            values = bench.recovered(bench.model, group)
-        results.append((name, max(bag.rank for bag in bags.values()), values))
-    results.append(lorahub(bench, group, seed))
-    return results
+        _, _, checked = registry.merge(Method(name=method, params=params))
+
+        def measure(
+            method: str = method, params: Any = params, weight: Callable[[int], float] = weight
+        ) -> tuple[int, list[float]]:
+            bags = bench.merged(group, method, params, [weight(len(group))] * len(group), seed)
+            with applied(bench.model, dense(bags)):
+                values = bench.recovered(bench.model, group)
+            return max(bag.rank for bag in bags.values()), values
+
+        yield name, [method, checked.model_dump(mode="json"), weight(len(group))], measure
 
 
-def lorahub(bench: Bench, group: list[str], seed: int) -> tuple[str, int, list[float]]:
+def lorahub(bench: Bench, group: list[str], seed: int) -> Iterator[Measured]:
     """Weights found on the examples of all tasks; A's and B's are added up, as published."""
 
     def combined(weights: Sequence[float]) -> dict[Key, Tensor]:
@@ -252,9 +309,12 @@ def lorahub(bench: Bench, group: list[str], seed: int) -> tuple[str, int, list[f
             ]
         return statistics.mean(losses)
 
-    weights = search(loss, [0.0] * len(group), evaluations=EVALUATIONS, seed=seed)
-    with applied(bench.model, combined(weights)):
-        return "lorahub", RANK, bench.recovered(bench.model, group)
+    def measure() -> tuple[int, list[float]]:
+        weights = search(loss, [0.0] * len(group), evaluations=EVALUATIONS, seed=seed)
+        with applied(bench.model, combined(weights)):
+            return RANK, bench.recovered(bench.model, group)
+
+    yield "lorahub", ["lorahub", EVALUATIONS], measure
 
 
 @cache
@@ -266,87 +326,91 @@ def sum_of(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([w * t for w, t in zip(weights, tensors, strict=True)]).sum(dim=0)
 
 
-def peers(bench: Bench, group: list[str], seed: int) -> list[tuple[str, int, list[float]]]:
+def peers(bench: Bench, group: list[str], seed: int) -> Iterator[Measured]:
     """Every combination type of peft's add_weighted_adapter."""
-    model = evaluation.load(DEMO / "base")
-    model = PeftModel.from_pretrained(model, DEMO / "adapters" / group[0], group[0])
-    for name in group[1:]:
-        model.load_adapter(DEMO / "adapters" / name, name)
-    results = []
+
+    @cache
+    def adapted() -> Any:
+        base = evaluation.load(DEMO / "base")
+        model = PeftModel.from_pretrained(base, DEMO / "adapters" / group[0], group[0])
+        for name in group[1:]:
+            model.load_adapter(DEMO / "adapters" / name, name)
+        return model
+
     for kind, weighings in PEFT.items():
         density = {} if kind in ("linear", "cat", "svd") else {"density": 0.5}
         rank = {"svd_rank": RANK, "svd_full_matrices": False} if "svd" in kind else {}
         for label, weight in weighings.items():
-            torch.manual_seed(seed)
-            model.add_weighted_adapter(
-                group, [weight(len(group))] * len(group), "merged", kind, **density, **rank
-            )
-            model.set_adapter("merged")
-            model.eval()
-            width = model.peft_config["merged"].r
-            results.append((f"peft {kind}, {label}", width, bench.recovered(model, group)))
-            model.delete_adapter("merged")
-    return results
 
-
-def darex(bench: Bench, seeds: int, drops: Sequence[float]) -> tuple[Row, list[Row]]:
-    """Entries and atoms dropped at three rates; the loss on the adapter's own rows."""
-    rows: list[Row] = []
-    for seed in range(seeds):
-        name = NAMES[seed % len(NAMES)]
-        bags, probe = bench.bags(name), bench.outputs(name)
-        full = dense(bags)
-        for drop in drops:
-            units = {"entry": drop_entries(bags, drop, seed)}
-            if drop == 0.9:  # one atom in a hundred is nothing to rescale
-                units["atom"] = dense(dict(drop_atoms(bags, drop, seed)))
-            for unit, left in units.items():
-                q = divisor(full, left, 1 - drop, probe)
-                loss = {}
-                for label, by in (("dare", 1 - drop), ("darex", q)):
-                    with applied(bench.model, {key: d / by for key, d in left.items()}):
-                        loss[label] = bench.loss(bench.model, name)
-                rows.append(
-                    {
-                        "part": "darex",
-                        "adapter": name,
-                        "seed": seed,
-                        "unit": unit,
-                        "drop": drop,
-                        "q": round(q, 4),
-                        "perplexity_base": round(math.exp(bench.base[name]), 2),
-                        "perplexity_whole": round(math.exp(bench.own[name]), 2),
-                        "perplexity_dare": round(math.exp(loss["dare"]), 2),
-                        "perplexity_darex": round(math.exp(loss["darex"]), 2),
-                        "log_ratio": round(loss["darex"] - loss["dare"], 4),
-                    }
+            def measure(
+                kind: str = kind,
+                weight: Callable[[int], float] = weight,
+                options: Row = density | rank,
+            ) -> tuple[int, list[float]]:
+                model = adapted()
+                torch.manual_seed(seed)
+                model.add_weighted_adapter(
+                    group, [weight(len(group))] * len(group), "merged", kind, **options
                 )
-        print(f"darex: {name} done", file=sys.stderr, flush=True)
-    figures = {}
-    for drop in drops:
-        logs = [r["log_ratio"] for r in rows if r["unit"] == "entry" and r["drop"] == drop]
-        figures[f"darex_vs_dare_{drop * 100:.0f}"] = round(math.exp(statistics.mean(logs)), 3)
+                model.set_adapter("merged")
+                model.eval()
+                found = model.peft_config["merged"].r, bench.recovered(model, group)
+                model.delete_adapter("merged")
+                return found
+
+            yield f"peft {kind}, {label}", ["peft", kind, label], measure
+
+
+def darex(bench: Bench, cells: Cells, seeds: int, drops: Sequence[float]) -> tuple[Row, list[Row]]:
+    """Entries and atoms dropped at some rates; the loss on the adapter's own rows."""
+    rows = []
+    for seed in range(seeds):
+        for unit, drop in (*(("entry", drop) for drop in drops), ("atom", 0.9), ("atom", 0.5)):
+            what = ["darex", NAMES[seed % len(NAMES)], seed, unit, drop, bench.num_rows]
+            rows.append(cells.get(what, partial(dropped, bench, seed, unit, drop)))
+
+    def ratio(unit: str, drop: float, than: str) -> float:
+        chosen = [row for row in rows if (row["unit"], row["drop"]) == (unit, drop)]
+        logs = [math.log(row["perplexity_darex"] / row[f"perplexity_{than}"]) for row in chosen]
+        return round(math.exp(statistics.mean(logs)), 3)
+
+    figures = {f"darex_vs_dare_{drop * 100:.0f}": ratio("entry", drop, "dare") for drop in drops}
+    for drop in (0.5, 0.9):
+        for than in ("unscaled", "dare"):
+            figures[f"structural_vs_{than}_{drop * 100:.0f}"] = ratio("atom", drop, than)
     return figures, rows
 
 
-def scale(count: int, layers: int, shapes: Sequence[str]) -> tuple[Row, list[Row]]:
+def dropped(bench: Bench, seed: int, unit: str, drop: float) -> Row:
+    """One adapter with one part of it dropped, rescaled in three ways."""
+    name = NAMES[seed % len(NAMES)]
+    bags, probe = bench.bags(name), bench.outputs(name)
+    entries = unit == "entry"
+    left = drop_entries(bags, drop, seed) if entries else dense(dict(drop_atoms(bags, drop, seed)))
+    q = divisor(dense(bags), left, 1 - drop, probe)
+    perplexity = {"base": math.exp(bench.base[name]), "whole": math.exp(bench.own[name])}
+    for label, by in (("unscaled", 1.0), ("dare", 1 - drop), ("darex", q)):
+        with applied(bench.model, {key: delta / by for key, delta in left.items()}):
+            perplexity[label] = math.exp(bench.loss(bench.model, name))
+    found = {f"perplexity_{label}": round(value, 3) for label, value in perplexity.items()}
+    what = {"part": "darex", "adapter": name, "seed": seed, "unit": unit, "drop": drop}
+    return what | {"q": round(q, 4)} | found
+
+
+def scale(cells: Cells, count: int, layers: int, shapes: Sequence[str]) -> tuple[Row, list[Row]]:
     """Our merge of many adapters in a process of its own; the others on single linears."""
     config = LLAMA_1B | {"num_hidden_layers": layers}
     geometry = Geometry.from_config(config)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         for index in range(count):
-            write_random(Path(folder) / f"adapter-{index:02}", geometry, index)
-        command = [sys.executable, __file__, "--merge", folder, json.dumps(config)]
-        run = subprocess.run(command, check=True, capture_output=True, text=True)
-        rows = [{"part": "scale", "adapters": count, **json.loads(run.stdout)}]
-        print(rows[-1], file=sys.stderr, flush=True)
-        timers: dict[str, Callable[[str], float]] = {
-            "svd": lambda linear: svd_seconds(Path(folder), geometry, linear),
-            "peft svd": lambda linear: peft_seconds("svd", geometry, linear, count),
-            "peft ties": lambda linear: peft_seconds("ties", geometry, linear, count),
-        }
-        for method, timer in timers.items():
-            seconds = {linear: timer(linear) for linear in shapes}
+            write_random(folder / f"adapter-{index:02}", geometry, index)
+        rows = [cells.get(["scale", "lego", count, layers], partial(lego_run, folder, config))]
+        for method in ("svd", "peft svd", "peft ties"):
+            seconds = {}
+            for linear in shapes:
+                timer = partial(linear_seconds, method, folder, geometry, linear, count)
+                seconds[linear] = cells.get(["scale", method, linear, count, layers], timer)
             whole = sum(seconds[linear] * SHAPES[linear] * layers / 16 for linear in shapes)
             rows.append(
                 {
@@ -355,9 +419,10 @@ def scale(count: int, layers: int, shapes: Sequence[str]) -> tuple[Row, list[Row
                     "method": method,
                     "seconds": round(whole, 1),
                     "seconds_by_linear": {name: round(value, 2) for name, value in seconds.items()},
+                    "extrapolated": "from one linear of each shape to all"
+                    + (", from 4 and 8 adapters" if method.startswith("peft") else ""),
                 }
             )
-            print(rows[-1], file=sys.stderr, flush=True)
     found = {row["method"]: row["seconds"] for row in rows}
     return {
         f"merge{count}_seconds": found["lego"],
@@ -366,6 +431,21 @@ def scale(count: int, layers: int, shapes: Sequence[str]) -> tuple[Row, list[Row
         f"peft_svd{count}_seconds": found["peft svd"],
         f"peft_ties{count}_seconds": found["peft ties"],
     }, rows
+
+
+def lego_run(folder: Path, config: dict[str, Any]) -> Row:
+    """What a process takes that merges every adapter of a folder with lego."""
+    command = [sys.executable, __file__, "--merge", str(folder), json.dumps(config)]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    count = len(list(folder.glob("adapter-*")))
+    return {"part": "scale", "adapters": count, **json.loads(run.stdout)}
+
+
+def linear_seconds(method: str, folder: Path, geometry: Geometry, linear: str, count: int) -> float:
+    """How long a method takes, or would take, for one linear of all adapters."""
+    if method == "svd":
+        return svd_seconds(folder, geometry, linear)
+    return peft_seconds(method.removeprefix("peft "), geometry, linear, count)
 
 
 def write_random(directory: Path, geometry: Geometry, seed: int) -> None:
@@ -444,7 +524,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--data", type=Path, help="folder with TASK/eval.jsonl")
     parser.add_argument("--rows", type=int, default=46, help="of each eval.jsonl, to measure")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="for quality")
+    parser.add_argument("--minutes", type=float, default=math.inf)
+    parser.add_argument("--work", type=Path, help="a file that keeps what was measured")
     parser.add_argument("--only", choices=("quality", "darex", "scale"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--merge", nargs=2, help=argparse.SUPPRESS)  # what `scale` runs
@@ -452,30 +533,43 @@ def main() -> None:
     if a.merge:
         merge_folder(Path(a.merge[0]), json.loads(a.merge[1]))
         return
-    figures: Row = {}
-    rows: list[Row] = []
+    figures, rows = others(a)
     for name, part in parts_of(a).items():
-        if a.only in (None, name):
+        if a.only not in (None, name):
+            continue
+        try:
             found, own = part()
-            figures |= found
-            rows += own
-            print(report.write("merge", figures, rows, a.json))  # what is done is kept
+        except OutOfTime:
+            print(f"{name}: to be taken up again", file=sys.stderr)
+            continue
+        figures |= found
+        rows += own
+        print(report.write("merge", figures, rows, a.json))  # what is done is kept
     print(json.dumps(figures, indent=2))
 
 
+def others(a: argparse.Namespace) -> tuple[Row, list[Row]]:
+    """With --only, what the file already tells of the other parts."""
+    path = a.json or report.RESULTS / "merge.json"
+    if a.only is None or not path.exists():
+        return {}, []
+    before = json.loads(path.read_text())
+    return before["figures"], [row for row in before["rows"] if row["part"] != a.only]
+
+
 def parts_of(a: argparse.Namespace) -> dict[str, Callable[[], tuple[Row, list[Row]]]]:
+    cells = Cells(a.work, a.minutes)
+    bench = cache(lambda: Bench(3 if a.quick else a.rows, a.data))
     if a.quick:
-        bench = cache(lambda: Bench(3, a.data))
         return {
-            "quality": lambda: quality(bench(), 1, (2,), a.minutes),
-            "darex": lambda: darex(bench(), 1, (0.99,)),
-            "scale": lambda: scale(8, 1, ["k_proj"]),
+            "quality": lambda: quality(bench(), cells, 1, (2,)),
+            "darex": lambda: darex(bench(), cells, 1, (0.99,)),
+            "scale": lambda: scale(cells, 8, 1, ["k_proj"]),
         }
-    bench = cache(lambda: Bench(a.rows, a.data))
     return {
-        "quality": lambda: quality(bench(), 5, (2, 3, 4), a.minutes),
-        "darex": lambda: darex(bench(), 5, (0.9, 0.95, 0.99)),
-        "scale": lambda: scale(ADAPTERS, 16, list(SHAPES)),
+        "quality": lambda: quality(bench(), cells, 5, (2, 3, 4)),
+        "darex": lambda: darex(bench(), cells, 5, (0.9, 0.95, 0.99)),
+        "scale": lambda: scale(cells, ADAPTERS, 16, list(SHAPES)),
     }
 
 

@@ -1,12 +1,13 @@
 """Recovery: how much of what a cut costs each method brings back, all for the same tokens.
 
-Usage: python benchmarks/recovery.py [--quick] [--tokens N] [--data FILE] [--json FILE]
+Usage: python benchmarks/recovery.py [--quick] [--tokens N] [--data DIRECTORY] [--json FILE]
 
 Cuts the bundled model by 25 % and by 50 % of its body (criterion taylor, allocator uniform), trains
-every method on the bundled calibration text, or on the text in FILE, and measures nats per token
-above the dense model on the held-out evaluation text.  Each method's learning rate is the one of
-RATES that does best after a quarter of the tokens on the 50 % cut, judged by next-token loss on the
-held-out part of the training text; --quick takes the middle one, and the 50 % cut alone.
+every method on the bundled calibration text, or on DIRECTORY/wikitext-2/train.txt, and measures
+nats per token above the dense model on the held-out evaluation text.  Each method's learning rate
+is the one of RATES that does best after a quarter of the tokens on the 50 % cut, judged by
+next-token loss on the held-out part of the training text; --quick takes the middle one, and the
+50 % cut alone.
 """
 
 import argparse
@@ -45,7 +46,8 @@ class Bench:
     """The bundled model, its texts, and a cut of it for each target."""
 
     def __init__(self, work: Path, data: Path | None, quick: bool):
-        self.work, self.data, self.quick = work, data, quick
+        self.work, self.quick = work, quick
+        self.training = data and data.absolute() / "wikitext-2" / "train.txt"
         self.length = 64 if quick else 256
         tokenizer = load_tokenizer(DEMO / "base")
         asked = self.spec(TARGETS[0])
@@ -64,7 +66,7 @@ class Bench:
             "criterion": {"name": "taylor"},
             "recovery": list(recovery),
             "calibration": text,
-            "training": training if self.data else None,
+            "training": training if self.training else None,
             "evaluation": text,
         }
         return PruneSpec(
@@ -72,7 +74,7 @@ class Bench:
             base=DEMO / "base",
             adapters={},
             calibration=DEMO / "text" / "calibration.txt",
-            training=self.data,
+            training=self.training,
             evaluation=DEMO / "text" / "evaluation.txt",
         )
 
@@ -150,12 +152,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few tokens, no search of rates")
     parser.add_argument("--tokens", type=int, default=65_536, help="budget of each method")
-    parser.add_argument("--data", type=Path, metavar="FILE", help="another text to train on")
+    parser.add_argument("--data", type=Path, help="folder with another text to train on")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the results go")
     options = parser.parse_args()
     tokens = 2 * BATCH_TOKENS if options.quick else options.tokens
     with tempfile.TemporaryDirectory() as work:
-        bench = Bench(Path(work), options.data and options.data.absolute(), options.quick)
+        bench = Bench(Path(work), options.data, options.quick)
         chosen, searched = dict[str, float](), dict[str, Row]()
         for method, rates in RATES.items():
             if options.quick:

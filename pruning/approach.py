@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from pruning.geometry import Geometry
 from pruning.jobs.outputs import base_to_cut, lifted_base, slim_base
 from pruning.jobs.resuming import kept_in
 from pruning.jobs.stage import Stage
@@ -50,7 +51,7 @@ def step_of(spec: PruneSpec, target: float) -> PruneSpec:
         "recovery": tuple(share_of(method, cuts) for method in spec.recipe.recovery),
         "blocks": Blocks(),
         "bias_compensation": False,
-        "export": "per_layer",
+        "export": "uniform" if Geometry.of(spec.base).architecture.uniform_only else "per_layer",
     }
     return spec.model_copy(update={"recipe": spec.recipe.model_copy(update=changes)})
 

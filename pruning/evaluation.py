@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from pruning.errors import InvalidInput
+from pruning.geometry import Geometry
 from pruning.models.modeling import register
 from pruning.progress import Progress
 from pruning.recipe import Text
@@ -70,7 +71,11 @@ def windows(tokenizer: Tokenizer, path: Path, text: Text) -> Windows:
 def load(directory: Path) -> Any:
     """A saved base, dense or slim, in float32 on the device that there is."""
     register()
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype=torch.float32,
+        attn_implementation=Geometry.of(directory).architecture.attn_implementation,
+    ).eval()
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -3,34 +3,33 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from pruning.architectures import ARCHITECTURES
 from pruning.errors import InvalidInput
-from pruning.geometry import SLIM_PREFIX, Family, Geometry
+from pruning.geometry import SLIM_PREFIX, Geometry
 from pruning.plan import Plan
 
-STOCK_CLASSES: dict[Family, str] = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
 FOREIGN_TO_LLAMA = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
 
 
-def stock_family(geometry: Geometry, num_heads: int, biases: bool) -> Family | None:
+def stock_family(geometry: Geometry, num_heads: int, biases: bool) -> str | None:
     """The family whose stock class holds a model with `num_heads` in every layer, or None.
 
-    `biases` says whether o_proj and down_proj gain biases, which only the Llama class can hold.
-    The Llama class refuses head counts that do not divide the hidden size, and servers derive
-    Qwen2's head size from its head count, so a Qwen2 with fewer heads becomes a Llama with biases.
+    `biases` says whether o_proj and down_proj gain biases.  It is the base's own family or, where
+    that cannot hold them or servers would mistake the head size, its descriptor's fallback.
     """
-    if geometry.family == "qwen3" and biases:
-        return None
-    reshaped_qwen2 = (
-        geometry.family == "qwen2" and num_heads * geometry.head_dim != geometry.hidden_size
-    )
-    if geometry.family != "llama" and not biases and not reshaped_qwen2:
-        return geometry.family
-    return None if geometry.hidden_size % num_heads else "llama"
+    own = geometry.architecture
+    fitting = num_heads * geometry.head_dim == geometry.hidden_size
+    for family in (own.family, own.fallback):
+        if family is None:
+            continue
+        holder = ARCHITECTURES[family]
+        if (
+            (holder.gains_biases or not biases)
+            and (fitting or not holder.derives_head_dim)
+            and not (holder.heads_divide_hidden and geometry.hidden_size % num_heads)
+        ):
+            return family
+    return None
 
 
 def slim_config(
@@ -45,6 +44,11 @@ def slim_config(
     if export == "uniform" and obstacle:
         raise InvalidInput("export", f"no stock class can hold this plan: {obstacle}")
     uniform = export != "per_layer" and obstacle is None
+    if not uniform and (reason := geometry.architecture.uniform_only):
+        cause = obstacle or "per_layer was asked for"
+        raise InvalidInput(
+            "export", f"{geometry.family} has stock exports only, as {reason}: {cause}"
+        )
     slim = _uniform(config, geometry, plan) if uniform else _per_layer(config, geometry, plan)
     return {**slim, "head_dim": geometry.head_dim, "num_hidden_layers": len(plan.kept_layers)}
 
@@ -53,20 +57,22 @@ def gained_biases(geometry: Geometry, plan: Plan, layer: int) -> tuple[bool, boo
     """Whether o_proj and down_proj of a layer carry the folded mean of units that left it."""
     dense, kept = geometry.layers[layer], plan.layers[layer]
     return (
-        plan.bias_compensation and 0 < len(kept.kv_groups) < dense.num_kv_heads,
+        plan.bias_compensation and 0 < kept.num_heads(dense) < dense.num_heads,
         plan.bias_compensation and 0 < len(kept.ffn_channels) < dense.intermediate_size,
     )
 
 
 def _uniform_obstacle(config: Mapping[str, Any], geometry: Geometry, plan: Plan) -> str | None:
     kept = [plan.layers[i] for i in plan.kept_layers]
-    shapes = {(len(layer.kv_groups), len(layer.ffn_channels)) for layer in kept}
+    dense = geometry.layers[0]
+    shapes = {
+        (layer.num_heads(dense), len(layer.kv_groups), len(layer.ffn_channels)) for layer in kept
+    }
     if len(shapes) != 1:
         return "layers differ in width (allocator uniform keeps them alike)"
-    num_groups, width = next(iter(shapes))
+    num_heads, num_groups, width = next(iter(shapes))
     if not num_groups or not width:
         return "a layer lacks attention or MLP"
-    num_heads = num_groups * geometry.layers[0].group_size
     first = plan.kept_layers[0]
     family = stock_family(geometry, num_heads, any(gained_biases(geometry, plan, first)))
     if family is None:
@@ -79,9 +85,11 @@ def _uniform_obstacle(config: Mapping[str, Any], geometry: Geometry, plan: Plan)
 def _uniform(config: Mapping[str, Any], geometry: Geometry, plan: Plan) -> dict[str, Any]:
     first = plan.kept_layers[0]
     kept = plan.layers[first]
-    num_heads = len(kept.kv_groups) * geometry.layers[first].group_size
+    num_heads = kept.num_heads(geometry.layers[first])
     o_bias, down_bias = gained_biases(geometry, plan, first)
     family = stock_family(geometry, num_heads, o_bias or down_bias)
+    assert family is not None  # there is no obstacle
+    holder = ARCHITECTURES[family]
     slim = _common(config, plan) | {
         "num_attention_heads": num_heads,
         "num_key_value_heads": len(kept.kv_groups),
@@ -89,18 +97,17 @@ def _uniform(config: Mapping[str, Any], geometry: Geometry, plan: Plan) -> dict[
     }
     if family != geometry.family:
         slim = {key: value for key, value in slim.items() if key not in FOREIGN_TO_LLAMA}
-        slim |= {"model_type": family, "architectures": [STOCK_CLASSES["llama"]]}
-    if family == "llama":
-        slim["attention_bias"] = o_bias or geometry.layers[first].qkv_bias
-        slim["mlp_bias"] = down_bias or geometry.layers[first].down_bias
+        slim |= {"model_type": family, "architectures": [holder.stock_class]}
+    if holder.gains_biases:
+        slim[str(holder.o_bias)] = o_bias or geometry.layers[first].qkv_bias
+        slim[str(holder.down_bias)] = down_bias or geometry.layers[first].down_bias
     return slim
 
 
 def _per_layer(config: Mapping[str, Any], geometry: Geometry, plan: Plan) -> dict[str, Any]:
-    family = geometry.family
     return _common(config, plan) | {
-        "model_type": SLIM_PREFIX + family,
-        "architectures": ["Slim" + STOCK_CLASSES[family]],
+        "model_type": SLIM_PREFIX + geometry.family,
+        "architectures": ["Slim" + geometry.architecture.stock_class],
         "per_layer_config": {
             str(new): _layer_entry(geometry, plan, old) for new, old in enumerate(plan.kept_layers)
         },
@@ -115,7 +122,7 @@ def _layer_entry(geometry: Geometry, plan: Plan, layer: int) -> dict[str, Any]:
     blocks = {"self_attn": kept.kv_groups, "mlp": kept.ffn_channels}
     skip = [name for name, units in blocks.items() if not units]
     return {
-        "num_attention_heads": num_groups * dense.group_size,
+        "num_attention_heads": kept.num_heads(dense) or dense.num_heads,
         "num_key_value_heads": num_groups,
         "intermediate_size": len(kept.ffn_channels) or dense.intermediate_size,
         "o_proj_bias": o_bias,

@@ -120,13 +120,17 @@ def combine(
     """
     weights = [weight for weight, _ in tenants]
     combined = []
-    for kind in fields(LayerScores):
-        by_tenant = [[getattr(layer, kind.name) for layer in scores] for _, scores in tenants]
+    (first, *_) = tenants[0][1]
+    kinds = [field.name for field in fields(first) if getattr(first, field.name) is not None]
+    for kind in kinds:
+        by_tenant = [[getattr(layer, kind) for layer in scores] for _, scores in tenants]
         scaled = _scaled_together(by_tenant) if comparable else _scaled_by_layer(by_tenant)
         combined.append(
             [_joined(torch.stack(layer), weights, how) for layer in zip(*scaled, strict=True)]
         )
-    return [LayerScores(*kinds) for kinds in zip(*combined, strict=True)]
+    return [
+        LayerScores(**dict(zip(kinds, layer, strict=True))) for layer in zip(*combined, strict=True)
+    ]
 
 
 def _scaled_together(by_tenant: list[list[Tensor]]) -> list[list[Tensor]]:

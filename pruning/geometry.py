@@ -6,18 +6,14 @@ many parameters a unit costs, and what width each linear of each layer has.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from pruning.architectures import ARCHITECTURES
+from pruning.architectures.layout import Architecture, Bias, Part
 from pruning.errors import InvalidInput
 
-ATTENTION_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP_LINEARS = ("gate_proj", "up_proj", "down_proj")
-LINEARS = ATTENTION_LINEARS + MLP_LINEARS
-
-Family = Literal["llama", "mistral", "qwen2", "qwen3"]
-FAMILIES: tuple[Family, ...] = ("llama", "mistral", "qwen2", "qwen3")
 SLIM_PREFIX = "slim_"  # model_type of a per-layer export: slim_llama, slim_qwen3, …
 
 
@@ -41,14 +37,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Geometry:
-    """A decoder of the Llama family: shared widths, and one `Layer` per decoder layer."""
+    """A decoder: its family, shared widths, and one `Layer` per decoder layer."""
 
-    family: Family
+    family: str
     vocab_size: int
     hidden_size: int
     head_dim: int
     tied: bool
-    qk_norm: bool
     layers: tuple[Layer, ...]
 
     @classmethod
@@ -64,11 +59,12 @@ class Geometry:
         """
         model_type = str(config.get("model_type", ""))
         family = model_type.removeprefix(SLIM_PREFIX)
-        if family not in FAMILIES:
+        architecture = ARCHITECTURES.get(family)
+        if architecture is None:
             raise InvalidInput(
                 field,
                 f"model family {model_type or 'unknown'!r} is not supported; "
-                f"supported families: {', '.join(FAMILIES)}",
+                f"supported families: {', '.join(ARCHITECTURES)}",
                 code="unsupported_model_family",
             )
         missing = [
@@ -87,7 +83,7 @@ class Geometry:
         # transformers pads the keys with zeros ("00", "01", …) when there are ten layers or more
         overrides = {int(i): o for i, o in (config.get("per_layer_config") or {}).items()}
         layers = tuple(
-            _layer(family, {**config, **overrides.get(i, {})})
+            _layer(architecture, {**config, **overrides.get(i, {})})
             for i in range(config["num_hidden_layers"])
         )
         return cls(
@@ -96,29 +92,37 @@ class Geometry:
             hidden_size=config["hidden_size"],
             head_dim=config.get("head_dim")
             or config["hidden_size"] // config["num_attention_heads"],
-            tied=bool(config.get("tie_word_embeddings", False)),
-            qk_norm=family == "qwen3",
+            tied=bool(config.get("tie_word_embeddings", architecture.tied)),
             layers=layers,
         )
 
+    @property
+    def architecture(self) -> Architecture:
+        """The descriptor of the family."""
+        return ARCHITECTURES[self.family]
+
+    def with_heads(self, per_group: int) -> "Geometry":
+        """That of the base with so many query heads in each KV group."""
+        layers = (replace(lay, num_heads=lay.num_kv_heads * per_group) for lay in self.layers)
+        return replace(self, layers=tuple(layers))
+
+    def rows(self, layer: int, part: Part) -> int:
+        """How many outputs a part of a writer has; 0 where its block is absent."""
+        lay = self.layers[layer]
+        if part in ("gate", "up"):
+            return lay.intermediate_size
+        return (lay.num_heads if part == "query" else lay.num_kv_heads) * self.head_dim
+
     def linear_shape(self, layer: int, linear: str) -> tuple[int, int] | None:
         """(outputs, inputs) of a linear, or None where its block is absent."""
-        lay, hidden = self.layers[layer], self.hidden_size
-        heads, kv, width = (
-            lay.num_heads * self.head_dim,
-            lay.num_kv_heads * self.head_dim,
-            lay.intermediate_size,
-        )
-        shape = {
-            "q_proj": (heads, hidden),
-            "k_proj": (kv, hidden),
-            "v_proj": (kv, hidden),
-            "o_proj": (hidden, heads),
-            "gate_proj": (width, hidden),
-            "up_proj": (width, hidden),
-            "down_proj": (hidden, width),
-        }[linear]
-        return shape if 0 not in shape else None
+        block = self.architecture.block_of(linear)
+        inputs = self.rows(layer, block.reads)
+        if not inputs:
+            return None
+        if linear == block.reader:
+            return self.hidden_size, inputs
+        parts = next(writer.parts for writer in block.writers if writer.name == linear)
+        return sum(self.rows(layer, part) for part in parts), self.hidden_size
 
     def kv_group_parameters(self, layer: int) -> int:
         """Parameters that leave with one KV group: its k, v and q rows and its o columns."""
@@ -136,16 +140,18 @@ class Geometry:
         lay = self.layers[layer]
         if not lay.num_kv_heads:
             return 0
-        total = lay.num_kv_heads * self.kv_group_parameters(layer) + self.hidden_size
-        total += self.hidden_size if lay.o_bias else 0
-        return total + (2 * self.head_dim if self.qk_norm else 0)
+        block = self.architecture.attention
+        total = lay.num_kv_heads * self.kv_group_parameters(layer)
+        total += len(block.norms) * self.hidden_size + len(block.head_norms) * self.head_dim
+        return total + (self.hidden_size if lay.o_bias else 0)
 
     def mlp_parameters(self, layer: int) -> int:
-        """Parameters of the MLP block, its norm and biases included."""
+        """Parameters of the MLP block, its norms and biases included."""
         lay = self.layers[layer]
         if not lay.intermediate_size:
             return 0
-        total = lay.intermediate_size * self.ffn_channel_parameters(layer) + self.hidden_size
+        total = lay.intermediate_size * self.ffn_channel_parameters(layer)
+        total += len(self.architecture.mlp.norms) * self.hidden_size
         return total + (self.hidden_size if lay.down_bias else 0)
 
     def layer_parameters(self, layer: int) -> int:
@@ -167,19 +173,19 @@ class Geometry:
         return self.body_parameters + self.embedding_parameters
 
 
-def _layer(family: str, config: Mapping[str, Any]) -> Layer:
+def _layer(architecture: Architecture, config: Mapping[str, Any]) -> Layer:
+    def has(bias: Bias) -> bool:
+        return bool(config.get(bias, False)) if isinstance(bias, str) else bias
+
     skip = set(config.get("skip") or ())
-    attention_bias = bool(config.get("attention_bias", False))
-    mlp_bias = bool(config.get("mlp_bias", False))
     heads = 0 if "self_attn" in skip else int(config["num_attention_heads"])
     kv_heads = int(config.get("num_key_value_heads") or config["num_attention_heads"])
     return Layer(
         num_heads=heads,
         num_kv_heads=kv_heads if heads else 0,
         intermediate_size=0 if "mlp" in skip else int(config["intermediate_size"]),
-        qkv_bias=family == "qwen2" or (family in ("llama", "qwen3") and attention_bias),
-        o_bias=bool(config.get("o_proj_bias", False))
-        or (family in ("llama", "qwen3") and attention_bias),
-        gate_up_bias=family == "llama" and mlp_bias,
-        down_bias=bool(config.get("down_proj_bias", False)) or (family == "llama" and mlp_bias),
+        qkv_bias=has(architecture.qkv_bias),
+        o_bias=has(architecture.o_bias) or has("o_proj_bias"),
+        gate_up_bias=has(architecture.gate_up_bias),
+        down_bias=has(architecture.down_bias) or has("down_proj_bias"),
     )

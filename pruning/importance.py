@@ -4,11 +4,11 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from pruning.geometry import LINEARS
 from pruning.progress import Progress
 from pruning.recipe import Recipe
 from pruning.registry import LayerScores, LayerView, criterion
 from pruning.stats import Statistics
+from pruning.units import KINDS
 from pruning.weights.checkpoint import Checkpoint
 from pruning.weights.tensors import block_of
 
@@ -23,6 +23,8 @@ def score_layers(
     """One layer's weights in memory at a time; with a `state`, a kill costs one layer's scores."""
     score, _, params = criterion(recipe.criterion)
     num_layers = len(checkpoint.geometry.layers)
+    kinds = (*KINDS, *({"query_head"} & set(recipe.units)))
+    linears = checkpoint.geometry.architecture.linears
     scores: list[LayerScores] = []
     for layer in range(num_layers):
         if state and (found := _found(state, layer)):
@@ -30,8 +32,8 @@ def score_layers(
             continue
         progress(layer / num_layers, f"scoring layer {layer + 1} of {num_layers}")
         tensors = checkpoint.layer(layer)
-        weights = {name: tensors[f"{block_of(name)}.{name}.weight"].float() for name in LINEARS}
-        view = LayerView(checkpoint.geometry, layer, weights, statistics, recipe.seed)
+        weights = {name: tensors[f"{block_of(name)}.{name}.weight"].float() for name in linears}
+        view = LayerView(checkpoint.geometry, layer, weights, statistics, recipe.seed, kinds)
         scores.append(score(view, params))
         if state:
             _keep(state, layer, scores[-1])
@@ -46,7 +48,6 @@ def _found(state: Path, layer: int) -> LayerScores | None:
 def _keep(state: Path, layer: int, scores: LayerScores) -> None:
     """Whole or not at all."""
     state.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: scores_U.contiguous() for name, scores_U in vars(scores).items()}, state / "draft"
-    )
+    found = {name: scores_U for name, scores_U in vars(scores).items() if scores_U is not None}
+    save_file({name: scores_U.contiguous() for name, scores_U in found.items()}, state / "draft")
     (state / "draft").rename(state / f"layer-{layer}.safetensors")

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from pruning import fleet
 from pruning.adapters.carry import Cut, carry
-from pruning.adapters.carrying import carry_all
 from pruning.allocation import budget
 from pruning.allocation.solve import problem, solve
 from pruning.approach import approach, share_of, targets_of
@@ -32,8 +31,6 @@ from pruning.progress import Progress, part
 from pruning.recipe import PruneSpec
 from pruning.registry import RecoveryContext, recovery
 from pruning.repair import repair
-from pruning.reports.measure import measure
-from pruning.reports.page import render
 from pruning.slicing import slice_base
 from pruning.stats import Statistics, collect_into
 from pruning.text import calibration_ids, check_length, load_tokenizer
@@ -122,6 +119,8 @@ def carry_(spec: PruneSpec, work: Path, progress: Progress) -> None:
     slim = Geometry.from_config(slim_config(checkpoint.config, chosen, spec.recipe.export))
     cut = Cut(checkpoint.geometry, chosen, slim, spec.recipe.name)
     if spec.adapters and (spec.recipe.carry == "refit" or spec.recipe.carry_distill):
+        from pruning.adapters.carrying import carry_all  # as for `evaluate`
+
         base, ids_ST = slim_base(spec, work), _calibration_ids(spec)
         carry_all(spec, cut, base, ids_ST, out / "adapters", work / "carry.state", progress)
         return
@@ -132,8 +131,12 @@ def carry_(spec: PruneSpec, work: Path, progress: Progress) -> None:
 
 def evaluate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     """Measure the base and its adapters before and after, and write the report."""
+    from pruning.reports.measure import measure  # imports seconds' worth of transformers and peft
+    from pruning.reports.page import render
+
     out = _begin(work, "evaluate")
-    report = measure(spec, work, _plan(work), progress)
+    state = _state(spec, work, "evaluate")
+    report = measure(spec, work, _plan(work), state, progress)
     (out / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (out / "report.html").write_text(render(report), encoding="utf-8")
 

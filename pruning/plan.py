@@ -1,10 +1,11 @@
 """A plan: which units of a base stay, as data without tensors (torch-free)."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from pruning.geometry import Geometry
+from pruning.geometry import Geometry, Layer
 
 
 @dataclass(frozen=True)
@@ -13,23 +14,34 @@ class Widths:
 
     kv_groups: tuple[int, ...]  # by layer
     ffn_channels: tuple[int, ...]
+    heads_per_group: int | None = None  # query heads, the same in all layers; None: all stay
 
 
 class LayerPlan(BaseModel):
-    """The units of one layer that stay, as ascending indices; none left means no such block."""
+    """The units of one layer that stay, as ascending indices; no unit means no such block."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kv_groups: tuple[int, ...]
     ffn_channels: tuple[int, ...]
+    query_heads: tuple[int, ...] | None = None  # as many of each KV group that stays; None: all
 
     @model_validator(mode="after")
     def _ascending(self) -> "LayerPlan":
-        for name in ("kv_groups", "ffn_channels"):
-            kept = getattr(self, name)
+        for name in ("kv_groups", "ffn_channels", "query_heads"):
+            kept = getattr(self, name) or ()
             if list(kept) != sorted(set(kept)):
                 raise ValueError(f"{name} must be ascending and without repeats")
         return self
+
+    def num_heads(self, dense: Layer) -> int:
+        """Query heads that stay of a layer that had those of `dense`."""
+        if self.query_heads is None:
+            return len(self.kv_groups) * dense.group_size
+        by_group = Counter(head // dense.group_size for head in self.query_heads)
+        assert set(by_group) == set(self.kv_groups), "query heads of other groups than stay"
+        assert len(set(by_group.values())) <= 1, "groups differ in their number of query heads"
+        return len(self.query_heads)
 
 
 class Plan(BaseModel):

@@ -73,6 +73,7 @@ class Floors(_Frozen):
     """What no layer may lose: the least that stays of each kind in a layer that keeps the kind."""
 
     kv_groups: int = Field(1, ge=1)
+    query_heads: int = Field(1, ge=1, description="of each KV group, alike in all layers")
     ffn_fraction: float = Field(0.1, gt=0, le=1, description="of the dense FFN width")
     layers: dict[NonNegativeInt, LayerFloors] = Field(
         default_factory=dict,
@@ -151,7 +152,7 @@ class AdapterDistillation(_Frozen):
 
     steps: int = Field(50, ge=1, le=10_000)
     learning_rate: float = Field(2e-3, gt=0, description="the highest, of AdamW")
-    batch: int = Field(16, ge=1, description="rows of its own text, or sequences, in a step")
+    batch_tokens: int = Field(1024, ge=1, description="in a step, about: whole rows or sequences")
 
 
 class Recipe(_Frozen):
@@ -171,7 +172,7 @@ class Recipe(_Frozen):
         None, description="score units for the adapters too; else for the base alone"
     )
     allocator: Method = Method(name="uniform")
-    units: tuple[Literal["ffn_channel", "kv_group"], ...] = Field(
+    units: tuple[Literal["ffn_channel", "kv_group", "query_head"], ...] = Field(
         ("ffn_channel", "kv_group"), min_length=1
     )
     blocks: Blocks = Blocks()
@@ -219,6 +220,8 @@ class Recipe(_Frozen):
     def _one_target(self) -> "Recipe":
         if (self.target is None) == (self.size is None):
             raise ValueError("give either target or size")
+        if set(self.units) == {"query_head"}:
+            raise ValueError("units: query heads leave all layers at once; add ffn_channel")
         return self
 
     @property

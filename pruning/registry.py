@@ -13,14 +13,16 @@ from pruning.adapters.merging import Merge
 from pruning.allocation.budget import Space
 from pruning.geometry import Geometry
 from pruning.methods import resolve
-from pruning.methods.entry import Kind, MethodEntry, Params
+from pruning.methods.entry import Kind as MethodKind
+from pruning.methods.entry import MethodEntry, Params
 from pruning.plan import Plan, Widths
 from pruning.progress import Progress
 from pruning.recipe import Method, PruneSpec, Recipe
 from pruning.stats import Statistics
+from pruning.units import KINDS, Kind
 from pruning.weights.checkpoint import Checkpoint
 
-_PACKAGES: Mapping[Kind, str] = {
+_PACKAGES: Mapping[MethodKind, str] = {
     "criterion": "pruning.criteria",
     "allocator": "pruning.allocators",
     "recovery": "pruning.recovery",
@@ -39,14 +41,16 @@ class LayerView:
     weights: Mapping[str, Tensor]  # linear → (outputs, inputs), float32
     statistics: Statistics
     seed: int
+    kinds: tuple[Kind, ...] = KINDS  # that are to be scored
 
 
 @dataclass(frozen=True)
 class LayerScores:
-    """One float64 score per unit, the lowest leaves first: (KV groups,) and (FFN channels,)."""
+    """One float64 score per unit of a kind, (U,); the lowest leaves first."""
 
     kv_group: Tensor
     ffn_channel: Tensor
+    query_head: Tensor | None = None  # where query heads may leave
 
 
 class Criterion(Protocol):

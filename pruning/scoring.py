@@ -8,8 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pruning.registry import LayerView
-from pruning.units import READERS, Kind, Member, members
+from pruning.registry import LayerScores, LayerView
+from pruning.units import Kind, Member, members
+
+
+def by_kind(layer: LayerView, score: Callable[[Kind], Tensor]) -> LayerScores:
+    """The scores of all kinds that are asked for."""
+    return LayerScores(**{kind: score(kind) for kind in layer.kinds})
 
 
 def summed(layer: LayerView, kind: Kind, channels: Callable[[Member], Tensor]) -> Tensor:
@@ -22,13 +27,18 @@ def summed(layer: LayerView, kind: Kind, channels: Callable[[Member], Tensor]) -
 
 def reader(layer: LayerView, kind: Kind) -> Member:
     """The member whose inputs are the units' activations: o_proj or down_proj."""
-    (found,) = (m for m in members(layer.geometry, layer.index, kind) if m.linear == READERS[kind])
-    return found
+    return members(layer.geometry, layer.index, kind)[-1]
 
 
 def by_unit(channels_C: Tensor, member: Member) -> Tensor:
-    """Channels in float64, unit by unit; (U, channels of a unit)."""
-    return channels_C.double().view(-1, member.channels)
+    """Channels in float64, unit by unit; (U, channels of a unit), further axes behind."""
+    parts = [
+        channels_C[span.start : span.start + member.units * span.channels]
+        .double()
+        .unflatten(0, (member.units, span.channels))
+        for span in member.spans
+    ]
+    return torch.cat(parts, dim=1)
 
 
 def column_sums(layer: LayerView, linear: str, exponent: int = 1) -> Tensor:

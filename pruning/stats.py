@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pruning.architectures.layout import Block
 from pruning.methods.entry import Statistic
 from pruning.progress import Progress, part
 from pruning.statistics.absolute import AbsoluteMeans
@@ -30,9 +32,7 @@ from pruning.statistics.streaming import Stream
 from pruning.statistics.walk import Passage, counted, dense_grams
 from pruning.statistics.walks import WALKS
 from pruning.statistics.zeroth import ZerothOrder
-from pruning.units import READERS
 from pruning.weights.checkpoint import Checkpoint
-from pruning.weights.tensors import block_of
 
 GRAMS, GUIDED = ".grams", ".guided"  # suffixes of directories of Grams beside the statistics
 Key = tuple[int, str]  # layer, linear
@@ -158,8 +158,8 @@ def collect_into(
 ) -> None:
     """Collect what `needs` names for `Statistics.load(path)`; Grams get a directory beside it.
 
-    `state` survives a kill, which costs the walk over one layer for Grams, and for all else the
-    walk over all layers.
+    `state` survives a kill, which costs the walk over one layer for the Grams of inputs, and for
+    all else the walk over all layers.
     """
     state.mkdir(parents=True, exist_ok=True)
     grams = {"input_grams", "guided_grams"}.intersection(needs)
@@ -175,9 +175,18 @@ def collect_into(
         dense_grams(passage, checkpoint, state / "grams", part(progress, 0.4, 0.6))
         shutil.copytree(state / "grams", path.with_suffix(GRAMS), copy_function=os.link)
     if "guided_grams" in needs:
-        with TemporaryDirectory(dir=state) as states:
-            stream = Stream(checkpoint, ids_ST, Path(states))
-            guided_grams(stream, path.with_suffix(GUIDED), part(progress, 0.6, 1))
+        _guided(checkpoint, ids_ST, state, part(progress, 0.6, 1))
+        shutil.copytree(state / "guided", path.with_suffix(GUIDED), copy_function=os.link)
+
+
+def _guided(checkpoint: Checkpoint, ids_ST: Tensor, state: Path, progress: Progress) -> None:
+    finished, draft = state / "guided", state / "guided.draft"
+    if finished.exists():
+        return
+    shutil.rmtree(draft, ignore_errors=True)
+    with TemporaryDirectory(dir=state) as states:
+        guided_grams(Stream(checkpoint, ids_ST, Path(states)), draft, progress)
+    draft.rename(finished)
 
 
 def collect(
@@ -218,8 +227,9 @@ def _watched(
             hooks.pop().remove()
         for watch in watches:
             records = found.setdefault(watch.field, {})
-            for linear in watch.linears:
-                module = layer.get_submodule(f"{block_of(linear)}.{linear}")
+            for block in stream.checkpoint.geometry.architecture.blocks:
+                linear = watch.linear(block)
+                module = layer.get_submodule(f"{block.name}.{linear}")
                 hook = partial(_update, records, (index, linear), watch.updated)
                 hooks.append(module.register_forward_pre_hook(hook))
         if "influence" in needs:
@@ -239,12 +249,12 @@ class _Watch:
     statistic: Statistic
     field: str
     updated: Callable[[Any, Tensor], Any]
-    linears: tuple[str, ...] = tuple(READERS.values())
+    linear: Callable[[Block], str] = attrgetter("reader")
 
 
 _WATCHES = (
     _Watch("input_moments", "moments", Moments.updated),
-    _Watch("hidden_moments", "moments", Moments.updated, ("q_proj", "gate_proj")),
+    _Watch("hidden_moments", "moments", Moments.updated, attrgetter("entrance")),
     _Watch("absolute_means", "absolute_means", AbsoluteMeans.updated),
     _Watch("released_fluctuation", "released_fluctuation", ReleasedFluctuation.updated),
 )

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from pruning.errors import InvalidInput
 from pruning.mixture import interleaved, shares
@@ -20,6 +19,8 @@ Tokenizer = Any  # transformers' tokenizers carry no types
 
 def load_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer of a base.  Raises InvalidInput when there is none."""
+    from transformers import AutoTokenizer  # seconds that scoring and cutting do without
+
     try:
         return AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError, KeyError) as error:

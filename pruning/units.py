@@ -1,68 +1,112 @@
-"""What leaves together: KV groups and FFN channels as rows and columns of a layer's linears."""
+"""What leaves together: KV groups, query heads and FFN channels as rows and columns of linears."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from pruning.architectures.layout import Block, Part
 from pruning.geometry import Geometry
 from pruning.plan import LayerPlan
 
-Kind = Literal["kv_group", "ffn_channel"]
-KINDS: tuple[Kind, ...] = ("kv_group", "ffn_channel")
+Kind = Literal["kv_group", "query_head", "ffn_channel"]
+KINDS: tuple[Kind, ...] = ("kv_group", "ffn_channel")  # the widest units of each block
 BLOCKS: dict[Kind, str] = {"kv_group": "self_attn", "ffn_channel": "mlp"}
 READERS: dict[Kind, str] = {"kv_group": "o_proj", "ffn_channel": "down_proj"}  # weigh the units
 
 
 @dataclass(frozen=True)
+class Span:
+    """Neighbouring channels: unit u has those from start + u · channels on, `channels` of them."""
+
+    start: int
+    channels: int
+
+
+@dataclass(frozen=True)
 class Member:
-    """A linear's part in a unit: unit u holds channels [u * channels, (u + 1) * channels)."""
+    """A linear's part in the units of a kind: one span, or one for each part of a fused linear."""
 
     linear: str
     axis: Literal[0, 1]  # 0: rows of the weight (outputs), 1: columns (inputs)
-    channels: int
+    units: int
+    spans: tuple[Span, ...]
+
+    @property
+    def channels(self) -> int:
+        """Channels of one unit."""
+        return sum(span.channels for span in self.spans)
 
     def indices(self, units: Iterable[int]) -> list[int]:
-        """The channels of `units`, in the order given."""
-        return [u * self.channels + c for u in units for c in range(self.channels)]
+        """The channels of `units`, span after span, in the order given."""
+        chosen = tuple(units)
+        return [
+            span.start + unit * span.channels + channel
+            for span in self.spans
+            for unit in chosen
+            for channel in range(span.channels)
+        ]
 
 
 def members(geometry: Geometry, layer: int, kind: Kind) -> tuple[Member, ...]:
-    """The linears that a unit of `kind` runs through, the same for all families.
+    """The linears that a unit of `kind` runs through, the one that reads it last.
 
     A KV group is a key-value head with the query heads that share it: query heads are numbered so
     that those of one group are neighbours.
     """
-    if kind == "ffn_channel":
-        return (Member("gate_proj", 0, 1), Member("up_proj", 0, 1), Member("down_proj", 1, 1))
-    kv = geometry.head_dim
-    q = kv * geometry.layers[layer].group_size
-    return (
-        Member("q_proj", 0, q),
-        Member("k_proj", 0, kv),
-        Member("v_proj", 0, kv),
-        Member("o_proj", 1, q),
-    )
+    return tuple(_members(geometry, layer, kind))
 
 
-def kept(plan: LayerPlan, kind: Kind) -> tuple[int, ...]:
-    """The units of `kind` that a layer's plan keeps."""
-    return plan.kv_groups if kind == "kv_group" else plan.ffn_channels
+def _members(geometry: Geometry, layer: int, kind: Kind) -> Iterator[Member]:
+    architecture = geometry.architecture
+    block: Block = architecture.mlp if kind == "ffn_channel" else architecture.attention
+    owned: tuple[Part, ...] = {
+        "ffn_channel": ("gate", "up"),
+        "kv_group": ("query", "key", "value"),
+        "query_head": ("query",),
+    }[kind]
+    units = num_units(geometry, layer, kind)
+    for writer in block.writers:
+        start, spans = 0, []
+        for part in writer.parts:
+            rows = geometry.rows(layer, part)
+            if part in owned:
+                spans.append(Span(start, rows // units))
+            start += rows
+        if spans:
+            yield Member(writer.name, 0, units, tuple(spans))
+    inputs = geometry.rows(layer, block.reads)
+    yield Member(block.reader, 1, units, (Span(0, inputs // units),))
+
+
+def num_units(geometry: Geometry, layer: int, kind: Kind) -> int:
+    """How many units of `kind` a layer has."""
+    widths = geometry.layers[layer]
+    return {
+        "kv_group": widths.num_kv_heads,
+        "query_head": widths.num_heads,
+        "ffn_channel": widths.intermediate_size,
+    }[kind]
 
 
 @dataclass(frozen=True)
 class Selection:
     """The rows (axis 0) or columns (axis 1) of a linear that stay."""
 
-    kind: Kind
     axis: Literal[0, 1]
     indices: tuple[int, ...]
 
 
 def selections(geometry: Geometry, layer: int, plan: LayerPlan) -> Mapping[str, Selection]:
     """What of each linear stays; linears of removed blocks are absent."""
-    return {
-        member.linear: Selection(kind, member.axis, tuple(member.indices(kept(plan, kind))))
-        for kind in KINDS
-        if kept(plan, kind)
-        for member in members(geometry, layer, kind)
-    }
+    chosen: dict[str, Selection] = {}
+    for kind, kept in (("kv_group", plan.kv_groups), ("ffn_channel", plan.ffn_channels)):
+        for member in members(geometry, layer, kind) if kept else ():
+            chosen[member.linear] = Selection(member.axis, tuple(member.indices(kept)))
+    if plan.kv_groups and plan.query_heads is not None:
+        heads = range(geometry.layers[layer].num_heads)
+        leaving = set(heads).difference(plan.query_heads)
+        for member in members(geometry, layer, "query_head"):
+            gone, whole = set(member.indices(leaving)), chosen[member.linear]
+            rest = tuple(index for index in whole.indices if index not in gone)
+            chosen[member.linear] = replace(whole, indices=rest)
+    return chosen

@@ -219,6 +219,19 @@ def compress_adapter(recipe: AdapterRecipe, url: Url, wait: Wait = False) -> Non
     combine.combine(url, recipe, "compress", wait)
 
 
+@adapters.command("lift")
+def lift_adapter(
+    model: Annotated[str, typer.Argument(help="SLIM+NAME, an adapter of a slim base")],
+    url: Url,
+    name: Annotated[str | None, typer.Option(help="of the lifted adapter; NAME")] = None,
+    wait: Wait = False,
+) -> None:
+    """Start the job that brings an adapter of a slim base to the dense one it was cut from."""
+    from service.commands import combine
+
+    combine.lift(url, model, name, wait)
+
+
 @adapters.command("remove")
 def remove_adapter(
     model: Annotated[str, typer.Argument(help="BASE+NAME")],

@@ -9,7 +9,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from pruning.geometry import LINEARS
+from pruning.geometry import Geometry
 from service.settings import Settings
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM has kernels for
@@ -27,7 +27,7 @@ def arguments(name: str, model: Path, socket: Path, settings: Settings) -> list[
         "--max-cpu-loras",
         str(max(settings.engine_max_cpu_loras, settings.engine_max_loras)),
     ]
-    command += ["--lora-target-modules", *LINEARS]
+    command += ["--lora-target-modules", *Geometry.of(model).architecture.linears]
     if settings.engine_max_model_len is not None:
         command += ["--max-model-len", str(settings.engine_max_model_len)]
     if on_gpu():

@@ -10,6 +10,7 @@
 namespace multilora {
 namespace {
 
+constexpr int64_t PREFILL = 128;  // rows from which units have PREFILL_ROWS; so in batch.py
 constexpr int SHARED = 96 << 10;  // bytes that a block may have on every architecture
 
 void check(cudaError_t status) {
@@ -46,10 +47,11 @@ bool fits_tiles(const Call& call, bool is_bf16, int shared) {
          shared <= SHARED;
 }
 
-// `height` is the plan's; `max_rank` bounds the sum of the ranks of any composition.
+// `max_rank` bounds the sum of the ranks of any composition.  Inside a graph `rows` is what the graph
+// was captured for and the plan may be of fewer: then its units are lower, and each kernel takes as
+// many of them as there are.
 void apply(Tensor y, const Tensor& x, const Tensor& table, const Tensor& columns,
-           const Tensor& slots, const Tensor& weights, const Tensor& plan, int64_t height,
-           int64_t max_rank) {
+           const Tensor& slots, const Tensor& weights, const Tensor& plan, int64_t max_rank) {
   check_shapes(y, x, table, columns);
   STD_TORCH_CHECK(plan.is_cuda() && table.is_cuda() && columns.is_cuda() && slots.is_cuda() &&
                       weights.is_cuda(),
@@ -70,13 +72,13 @@ void apply(Tensor y, const Tensor& x, const Tensor& table, const Tensor& columns
   const torch::stable::accelerator::DeviceGuard guard(device);
   const auto stream = static_cast<cudaStream_t>(
       torch::stable::accelerator::getCurrentStream(device).nativeHandle());
-  const int tile_rows = height <= DECODE_ROWS ? DECODE_ROWS : PREFILL_ROWS;
-  const int64_t units = std::min(rows, rows / height + slots.size(0));
+  const bool is_decode = rows < PREFILL;
+  const int tile_rows = is_decode ? DECODE_ROWS : PREFILL_ROWS;
+  const int64_t units = std::min(rows, rows / tile_rows + slots.size(0));
   const unsigned blocks = units * call.slices;
   const int bytes = tile_rows * call.stride * sizeof(float);
   const int fused = EXCHANGE * sizeof(float) + 2 * bytes;
-  const bool is_decode = tile_rows == DECODE_ROWS;
-  if (height > PREFILL_ROWS || !fits_tiles(call, is_bf16, is_decode ? fused : bytes)) {
+  if (!fits_tiles(call, is_bf16, is_decode ? fused : bytes)) {
     const dim3 grid(rows, call.slices);
     const int plain_bytes = call.stride * sizeof(float);
     if (is_bf16)

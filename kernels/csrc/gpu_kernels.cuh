@@ -185,38 +185,42 @@ __global__ void __launch_bounds__(32 * WARPS, 4) decode_shrink(const Call call) 
 // The same for 64 rows: each warp has sixteen of them.
 __global__ void __launch_bounds__(32 * WARPS, 4) prefill_shrink(const Call call) {
   float* s = shared_memory();  // (64, stride)
-  if (is_done(call, blockIdx.x)) return;
-  const Work work(call, blockIdx.x);
   const int first_row = threadIdx.x / 32 * TILE;
-  for (int i = threadIdx.x; i < PREFILL_ROWS * call.stride; i += blockDim.x) s[i] = 0;
-  __syncthreads();
-  shrink(call, work, first_row, blockIdx.y, SPLITS,
-         [&](int at, int ranks, float weight, const float(&sum)[BLOCKS][4]) {
-           put(s + first_row * call.stride + at, call.stride, ranks, weight, sum);
-         });
-  __syncthreads();
-  for (int i = threadIdx.x; i < work.unit.rows * call.stride; i += blockDim.x)
-    plane_row(call, work, blockIdx.y, i / call.stride)[i % call.stride] = s[i];
+  for (int index = blockIdx.x; !is_done(call, index); index += gridDim.x) {
+    const Work work(call, index);
+    for (int i = threadIdx.x; i < PREFILL_ROWS * call.stride; i += blockDim.x) s[i] = 0;
+    __syncthreads();
+    shrink(call, work, first_row, blockIdx.y, SPLITS,
+           [&](int at, int ranks, float weight, const float(&sum)[BLOCKS][4]) {
+             put(s + first_row * call.stride + at, call.stride, ranks, weight, sum);
+           });
+    __syncthreads();
+    for (int i = threadIdx.x; i < work.unit.rows * call.stride; i += blockDim.x)
+      plane_row(call, work, blockIdx.y, i / call.stride)[i % call.stride] = s[i];
+    __syncthreads();
+  }
 }
 
 // Second of two nodes: blockIdx.y = which panels; for 64 rows each warp has sixteen of them.
 template <int ROWS>
 __global__ void __launch_bounds__(32 * WARPS, 4) expand_planes(const Call call) {
   float* s = shared_memory();  // (ROWS, stride)
-  if (is_done(call, blockIdx.x)) return;
-  const Work work(call, blockIdx.x);
-  for (int i = threadIdx.x; i < ROWS * call.stride; i += blockDim.x) {
-    float sum = 0;
-    for (int q = 0; q < SPLITS && i / call.stride < work.unit.rows; ++q)
-      sum += plane_row(call, work, q, i / call.stride)[i % call.stride];
-    s[i] = sum;
-  }
-  __syncthreads();
   const int warp = threadIdx.x / 32;
-  if (ROWS == TILE)
-    expand(call, work, s, 0, blockIdx.y * WARPS + warp, gridDim.y * WARPS);
-  else if (warp * TILE < work.unit.rows)
-    expand(call, work, s + warp * TILE * call.stride, warp * TILE, blockIdx.y, gridDim.y);
+  for (int index = blockIdx.x; !is_done(call, index); index += gridDim.x) {
+    const Work work(call, index);
+    for (int i = threadIdx.x; i < ROWS * call.stride; i += blockDim.x) {
+      float sum = 0;
+      for (int q = 0; q < SPLITS && i / call.stride < work.unit.rows; ++q)
+        sum += plane_row(call, work, q, i / call.stride)[i % call.stride];
+      s[i] = sum;
+    }
+    __syncthreads();
+    if (ROWS == TILE)
+      expand(call, work, s, 0, blockIdx.y * WARPS + warp, gridDim.y * WARPS);
+    else if (warp * TILE < work.unit.rows)
+      expand(call, work, s + warp * TILE * call.stride, warp * TILE, blockIdx.y, gridDim.y);
+    __syncthreads();
+  }
 }
 
 // The plain version: blockIdx.x = sorted row, blockIdx.y = slice.

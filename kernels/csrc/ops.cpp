@@ -46,7 +46,7 @@ void plan(const Tensor& rows, int64_t compositions, int64_t height, Tensor plan)
 }
 
 void apply(Tensor y, const Tensor& x, const Tensor& table, const Tensor& columns,
-           const Tensor& slots, const Tensor& weights, const Tensor& plan, int64_t, int64_t) {
+           const Tensor& slots, const Tensor& weights, const Tensor& plan, int64_t) {
   check_shapes(y, x, table, columns);
   const auto* offsets = static_cast<const int64_t*>(columns.data_ptr());
   STD_TORCH_CHECK(offsets[table.size(1)] == y.size(1), "the slices fill y");
@@ -72,7 +72,7 @@ STABLE_TORCH_LIBRARY(multilora, m) {
   m.def("plan(Tensor rows, int compositions, int height, Tensor(a!) plan) -> ()");
   m.def(
       "apply_(Tensor(a!) y, Tensor x, Tensor table, Tensor columns, Tensor slots, Tensor weights, "
-      "Tensor plan, int height, int max_rank) -> ()");
+      "Tensor plan, int max_rank) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(multilora, CPU, m) {

@@ -9,8 +9,8 @@ from multilora import native
 from multilora.reference import Composition
 
 HEIGHT = 32  # rows of a unit: enough to use an adapter's weights well while they are in the cache
-GPU_HEIGHTS = (16, 64)  # of a decode step and of one with prefill, as csrc/cuda.cu knows them
-GPU_PREFILL = 128  # rows of a step from which the second is taken
+GPU_HEIGHTS = (16, 64)  # of a decode step and of one with prefill, as csrc/gpu_kernels.cuh knows
+GPU_PREFILL = 128  # rows of a step from which the second is taken, here and in csrc/cuda.cu
 
 
 class Compositions:
@@ -58,8 +58,8 @@ class Batch:
         self.plan = torch.zeros(
             2 + 4 * max_rows, dtype=torch.int32, device=compositions.slots.device
         )
-        self.height = HEIGHT
         self.rows = torch.empty(0, dtype=torch.int64)
+        self.adapted = False  # whether any row has a composition
 
     def update(self, rows: Tensor | Sequence[int]) -> None:
         """Take the composition of each row, -1 for none, as int64 (T,).
@@ -67,12 +67,12 @@ class Batch:
         Raises RuntimeError for more rows than fit and for a composition that there is not.
         """
         self.rows = torch.as_tensor(rows, dtype=torch.int64)
+        self.adapted = bool((self.rows >= 0).any())
         if not native.available():
             return
         on_gpu = self.plan.is_cuda
-        if on_gpu:
-            self.height = GPU_HEIGHTS[len(self.rows) >= GPU_PREFILL]
+        height = GPU_HEIGHTS[len(self.rows) >= GPU_PREFILL] if on_gpu else HEIGHT
         host = torch.empty_like(self.plan, device="cpu", pin_memory=True) if on_gpu else self.plan
-        torch.ops.multilora.plan(self.rows, len(self.compositions), self.height, host)
+        torch.ops.multilora.plan(self.rows, len(self.compositions), height, host)
         if on_gpu:
             self.plan.copy_(host, non_blocking=True)

@@ -6,7 +6,7 @@ addresses of A and B and their rank.  Ranks are padded to a multiple of 8, not t
 
 # Shape suffixes: R = rank, I = inputs, O = outputs of one slice.
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,9 @@ class Pool:
     """The adapters of one model, by slot.
 
     `packed` says that the kernels read them; without kernels for dtype and device torch does.
+    With `max_rank` there is room for that rank in every slot from the start: nothing is allocated
+    later, and a GPU graph holds whatever is loaded after its capture.  Without, each load allocates
+    what it needs.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Pool:
         dtype: torch.dtype,
         device: str = "cpu",
         packed: bool = True,
+        max_rank: int = 0,
     ) -> None:
         self.linears = dict(linears)
         self.dtype = dtype
@@ -56,7 +60,8 @@ class Pool:
             name: torch.tensor((0, *linear.widths)).cumsum(0).to(device)
             for name, linear in self.linears.items()
         }
-        self.max_rank = 0  # of any adapter that was ever loaded, as it is padded
+        self.max_rank = max_rank + -max_rank % RANKS  # of any adapter ever loaded, as it is padded
+        self._room = self._reserve(slots) if max_rank and self.packed else None
         self._blocks: list[Tensor | None] = [None] * slots
         self._plain: list[Weights] = [{} for _ in range(slots)]
 
@@ -64,7 +69,8 @@ class Pool:
         """Put an adapter into a slot, in place of what was there.
 
         A is (R, I) and B is (O, R) with any R; alpha / r belongs into B.  A linear that is not
-        named, or a slice that is None, has none.  Raises ValueError for a wrong shape or name.
+        named, or a slice that is None, has none.  Raises ValueError for a wrong shape or name, and
+        for a rank that there is no room for.
         """
         for name, slices in weights.items():
             self._check(name, slices)
@@ -75,21 +81,23 @@ class Pool:
             }
             return
         on_gpu = self.device.type == "cuda"
-        packed = [(place, _pack(*m, self.dtype, on_gpu)) for place, m in _present(weights)]
-        sizes = [[_aligned(t.numel()) for t in pair] for _, pair in packed]
-        block = torch.empty(sum(map(sum, sizes)), dtype=self.dtype, device=self.device)
-        start = 0
-        for ((name, number), pair), pair_sizes in zip(packed, sizes, strict=True):
-            addresses = []
-            for tensor, size in zip(pair, pair_sizes, strict=True):
-                place = block[start : start + tensor.numel()]
-                place.copy_(tensor.flatten())
-                addresses.append(place.data_ptr())
-                start += size
-            rank = pair[0].shape[0] * RANKS
-            self.max_rank = max(self.max_rank, rank)
-            self.tables[name][slot, number] = torch.tensor((*addresses, rank))
-        self._blocks[slot] = block
+        packed = {
+            name: [_pack(*m, self.dtype, on_gpu) if m and len(m[0]) else None for m in slices]
+            for name, slices in weights.items()
+        }
+        pairs = [pair for slices in packed.values() for pair in slices if pair]
+        block = self._block(slot, sum(_aligned(t.numel()) for pair in pairs for t in pair))
+        for name, slices in packed.items():
+            rows = []
+            for pair in slices:
+                row = [0, 0, len(pair[0]) * RANKS if pair else 0]
+                for i, tensor in enumerate(pair or ()):
+                    place, block = block[: tensor.numel()], block[_aligned(tensor.numel()) :]
+                    place.copy_(tensor.flatten())
+                    row[i] = place.data_ptr()
+                self.max_rank = max(self.max_rank, row[2])
+                rows.append(row)
+            self.tables[name][slot] = torch.tensor(rows)
 
     def unload(self, slot: int) -> None:
         """Forget an adapter; its slot contributes nothing from here on."""
@@ -107,6 +115,23 @@ class Pool:
     def nbytes(self) -> int:
         """What the packed adapters occupy."""
         return sum(block.nbytes for block in self._blocks if block is not None)
+
+    def _reserve(self, slots: int) -> Tensor:
+        elements = sum(
+            _aligned(self.max_rank * (size + -size % PANEL))
+            for linear in self.linears.values()
+            for width in linear.widths
+            for size in (linear.inputs, width)
+        )
+        return torch.empty(slots, elements, dtype=self.dtype, device=self.device)
+
+    def _block(self, slot: int, elements: int) -> Tensor:
+        if self._room is None:
+            block = torch.empty(elements, dtype=self.dtype, device=self.device)
+        else:
+            block = self._room[slot, :elements]
+        self._blocks[slot] = block
+        return block
 
     def _cast(self, matrices: Matrices) -> Matrices:
         a_RI, b_OR = matrices
@@ -126,13 +151,8 @@ class Pool:
             if (a_RI.shape, b_OR.shape) != expected:
                 found = tuple(a_RI.shape), tuple(b_OR.shape)
                 raise ValueError(f"{name}: A and B have shapes {found}, not {expected}")
-
-
-def _present(weights: Weights) -> Iterator[tuple[tuple[str, int], Matrices]]:
-    for name, slices in weights.items():
-        for number, matrices in enumerate(slices):
-            if matrices is not None and matrices[0].shape[0]:
-                yield (name, number), matrices
+            if self._room is not None and a_RI.shape[0] > self.max_rank:
+                raise ValueError(f"{name}: there is room for rank {self.max_rank}, not {len(a_RI)}")
 
 
 def _pack(a_RI: Tensor, b_OR: Tensor, dtype: torch.dtype, on_gpu: bool) -> Matrices:

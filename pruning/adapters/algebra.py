@@ -103,6 +103,12 @@ def spectrum(bag: Bag) -> Tensor:
     return _svd(bag)[1]
 
 
+def norm(bag: Bag) -> float:
+    """The Frobenius norm of ΔW, from the inner products of its atoms, (a · a')(b · b')."""
+    products_RR = (bag.a_RI @ bag.a_RI.T).double() * (bag.b_OR.T @ bag.b_OR).double()
+    return math.sqrt(max(0.0, float(products_RR.sum())))
+
+
 def truncate(bag: Bag, rank: int) -> Bag:
     """The best approximation of ΔW by at most `rank` atoms, in canonical form."""
     return canonical(bag).select(range(min(rank, bag.rank, len(bag.b_OR), bag.a_RI.shape[1])))

@@ -17,7 +17,7 @@ from torch import Tensor
 from pruning.adapters.peft_config import CONFIG, rank_of, read_config
 from pruning.adapters.peft_format import WEIGHTS
 from pruning.errors import InvalidInput
-from pruning.geometry import LINEARS, Geometry
+from pruning.geometry import Geometry
 from pruning.weights.tensors import block_of
 
 Key = tuple[int, str]  # layer, linear
@@ -87,7 +87,8 @@ def _patterns(adapter: Adapter) -> dict[str, Any]:
 def _targets(adapter: Adapter, geometry: Geometry) -> dict[str, Any]:
     """Which modules PEFT shall touch: linears by name, of some layers, or one by one."""
     present = set(adapter.atoms)
-    linears = [name for name in LINEARS if any(linear == name for _, linear in present)]
+    adapted = {linear for _, linear in present}
+    linears = [linear for linear in geometry.architecture.linears if linear in adapted]
     layers = sorted({layer for layer, _ in present})
 
     def possible(chosen: list[int] | range) -> set[Key]:

@@ -49,10 +49,11 @@ def distill(
     loss = _Loss(student, teacher, text)
     course = Course.resume(state, atoms, 0.0)
     course = course or Course.begin(atoms, 0.0, loss.without_gradient(held_out))
-    order = [training[i] for i in drawn(len(training), params.steps * params.batch, seed)]
+    rows = max(1, round(params.batch_tokens * len(text.ids_ST) / max(1, text.num_tokens)))
+    order = [training[i] for i in drawn(len(training), params.steps * rows, seed)]
     every = -(-params.steps // CHECKS)
     while course.step < params.steps:
-        batch = order[course.step * params.batch :][: params.batch]
+        batch = order[course.step * rows :][:rows]
         rate = params.learning_rate * rate_factor(course.step, params.steps, WARMUP)
         _step(course.optimizer, atoms, rate, loss, batch)
         course.step += 1

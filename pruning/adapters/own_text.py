@@ -43,6 +43,11 @@ class OwnText:
         """Sequences of equal length, all tokens alike."""
         return cls(ids_ST, counted(ids_ST, sink_tokens).float())
 
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens count."""
+        return int((self.weights_ST > 0).sum())
+
     def select(self, numbers: Sequence[int]) -> "OwnText":
         """Some of the sequences, as long as the longest of them."""
         chosen = torch.tensor(numbers)
@@ -52,7 +57,7 @@ class OwnText:
 
     def at_most(self, num_tokens: int) -> "OwnText":
         """The same, or sequences spread evenly over it of about so many tokens, at least one."""
-        share = num_tokens / max(1, int((self.weights_ST > 0).sum()))
+        share = num_tokens / max(1, self.num_tokens)
         count = max(1, int(share * len(self.ids_ST)))
         if count >= len(self.ids_ST):
             return self

@@ -12,7 +12,7 @@ from pathlib import Path
 from pruning.adapters.peft_config import CONFIG, rank_of, read_config
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
-from pruning.geometry import ATTENTION_LINEARS, LINEARS, Geometry
+from pruning.geometry import Geometry
 from pruning.weights.header import FLOATS, TensorInfo, all_finite, read_header
 
 WEIGHTS = "adapter_model.safetensors"
@@ -125,12 +125,12 @@ def _modules(
 
 def _place(name: str, geometry: Geometry, field: str) -> tuple[str, str]:
     match = _TENSOR.fullmatch(name)
-    block = match and ("self_attn" if match["linear"] in ATTENTION_LINEARS else "mlp")
-    if match is None or match["linear"] not in LINEARS or match["block"] != block:
+    places = {(b.name, linear) for b in geometry.architecture.blocks for linear in b.linears}
+    if match is None or (match["block"], match["linear"]) not in places:
         raise InvalidInput(
             field,
             f"tensor {name} belongs to no module that can carry LoRA here; adapters go on "
-            f"{', '.join(LINEARS)} of the decoder layers only",
+            f"{', '.join(geometry.architecture.linears)} of the decoder layers only",
             code="unsupported_adapter",
         )
     layer = int(match["layer"])

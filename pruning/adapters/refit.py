@@ -64,10 +64,11 @@ def refit_adapters(
         tensors = checkpoint.layer(layer)
         readers = _slim_readers(slim_weights, cut, layer, blocks.device)
         for number, (name, travel) in enumerate(travels.items()):
+            if travel.layer > layer:  # before a kill
+                continue
             fraction = (layer + number / len(travels)) / num_layers
             progress(fraction, f"refitting {name}, layer {layer + 1} of {num_layers}")
-            if travel.layer == layer:
-                travel.pass_layer(blocks, tensors, readers)
+            travel.pass_layer(blocks, tensors, readers)
     return {name: travel.arrived() for name, travel in travels.items()}
 
 
@@ -84,21 +85,24 @@ class _Travel:
         counted_ST = text.weights_ST > 0
         self._dense = Passage(checkpoint, text.ids_ST, counted_ST, state / "dense")
         self._slim = Passage(checkpoint, text.ids_ST, counted_ST, state / "slim")
-        self.layer = min(self._dense.layer, self._slim.layer)  # the layer that is next
-        self._dense.layer = self._slim.layer = self.layer
+        if self._dense.layer < self._slim.layer:  # killed between the two
+            self._dense.finish_layer()
+
+    @property
+    def layer(self) -> int:
+        """The layer that is next."""
+        return self._slim.layer
 
     def pass_layer(
         self, blocks: Blocks, tensors: Mapping[str, Tensor], readers: Mapping[Kind, Reader]
     ) -> None:
         """Through the next layer, of these tensors in the dense base and readers in the slim."""
         adapted = self._adapted(tensors)
-        blocks.fill(adapted)
+        blocks.fill(self.layer, adapted)
         refit: dict[str, Tensor] = {}
         for kind in KINDS:
             dense = Reader.dense(adapted, kind, blocks.device)
-            for _ in self._dense.inputs(blocks, kind):
-                pass
-            self._dense.read(kind, dense)
+            self._dense.follow(blocks, kind, dense)
             if kind not in readers:
                 self._slim.skip(kind)
                 continue
@@ -109,11 +113,10 @@ class _Travel:
                 found = _unfolded(bag, atoms, self._rslora)
                 refit |= {f"{READERS[kind]}.a": found.a, f"{READERS[kind]}.b": found.b}
                 reader = replace(reader, weight_HK=reader.weight_HK.float() + bag.delta)
-            self._slim.read(kind, reader)
+            self._slim.read(blocks, kind, reader)
         save_file(refit, self._state / f"layer-{self.layer}.safetensors")
         self._slim.finish_layer()
         self._dense.finish_layer()
-        self.layer += 1
 
     def arrived(self) -> Adapter:
         """The adapter with the atoms of all layers as they were refit."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pruning import methods
 from pruning.allocation import targets
@@ -35,6 +35,7 @@ class Space:
     even: bool  # whether all layers must keep the same
     costs: Costs
     wanted: float  # in the measure of the costs
+    heads_per_group: int | None = None  # query heads that stay in each KV group, if some leave
 
     @property
     def room(self) -> float:
@@ -84,25 +85,61 @@ def space(
     """The space of a recipe when the named layers keep their attention and their MLP.
 
     The widths are even, the same in all layers, for the allocator `uniform` unless the export is
-    per layer.  Raises InvalidInput when no stock class can hold a uniform export.
+    per layer.  Query heads leave before the other kinds: of the numbers that each KV group may
+    keep, the one nearest to the fraction that is to stay of all units, if the others can take the
+    rest.  Raises InvalidInput when no stock class can hold a uniform export.
     """
+    layers = list(attentions), list(mlps)
+    sizes = head_counts(geometry, recipe)
+    spaces = [_space(geometry, recipe, *layers, heads) for heads in sizes]
+    possible = [space for space in spaces if space.kv_steps]
+    if not possible:
+        raise InvalidInput(
+            "export", f"no stock class holds this {geometry.family} with biases; use per_layer"
+        )
+    whole = spaces[0]  # with all heads
+    dense = sum(_dense(whole.ffn_channels)) * whole.costs.ffn_channel
+    dense += sum(counts[0] for counts in whole.kv_groups.values()) * whole.costs.kv_group
+    stays = 1 - whole.wanted / dense if dense else 1.0
+
+    def badness(space: Space) -> tuple[float, float]:
+        short = max(-space.wanted, space.wanted - space.room, 0.0)
+        return short, abs((space.heads_per_group or sizes[0]) - sizes[0] * stays)
+
+    return min(possible, key=badness)
+
+
+def _space(
+    geometry: Geometry, recipe: Recipe, attentions: list[int], mlps: list[int], heads: int
+) -> Space:
+    """The space when each KV group keeps `heads` query heads."""
     even = recipe.allocator.name == "uniform" and recipe.export != "per_layer"
     groups = {layer: kv_counts(geometry, recipe, layer) for layer in attentions}
     channels = {layer: ffn_widths(geometry, recipe, layer) for layer in mlps}
     if even:
         groups, channels = _shortest(groups), _shortest(channels)
-    price = targets.costs(geometry, recipe)
+    narrowed = geometry.with_heads(heads)
+    dense, price = targets.costs(geometry, recipe), targets.costs(narrowed, recipe)
     num_layers = len(geometry.layers)
-    blocks = (num_layers - len(groups)) * price.attention + (num_layers - len(channels)) * price.mlp
+    gone = (num_layers - len(groups)) * dense.attention + (num_layers - len(channels)) * dense.mlp
+    gone += len(groups) * (dense.attention - price.attention)
     return Space(
         num_layers=num_layers,
         kv_groups=groups,
         ffn_channels=channels,
-        kv_steps=_kv_steps(geometry, recipe, groups, even),
+        kv_steps=_kv_steps(narrowed, recipe, groups, even),
         even=even,
-        costs=price,
-        wanted=targets.wanted(geometry, recipe) - blocks,
+        costs=replace(dense, kv_group=price.kv_group),
+        wanted=targets.wanted(geometry, recipe) - gone,
+        heads_per_group=heads if "query_head" in recipe.units else None,
     )
+
+
+def head_counts(geometry: Geometry, recipe: Recipe) -> tuple[int, ...]:
+    """How many query heads each KV group may keep, most first."""
+    dense = geometry.layers[0].group_size
+    floor = recipe.floors.query_heads if "query_head" in recipe.units else dense
+    return tuple(range(dense, floor - 1, -1))
 
 
 def kv_counts(geometry: Geometry, recipe: Recipe, layer: int) -> tuple[int, ...]:
@@ -137,13 +174,9 @@ def _kv_steps(geometry: Geometry, recipe: Recipe, counts: Counts, even: bool) ->
     if not even:
         return tuple(range(sum(kept[0] - kept[-1] for kept in counts.values()) + 1))
     layer, kept = geometry.layers[0], next(iter(counts.values()))
-    if recipe.export == "uniform":
+    if uniform_export(geometry, recipe):
         size, biases = layer.group_size, recipe.bias_compensation
         kept = tuple(n for n in kept if stock_family(geometry, n * size, biases))
-        if not kept:
-            raise InvalidInput(
-                "export", f"no stock class holds this {geometry.family} with biases; use per_layer"
-            )
     return tuple((layer.num_kv_heads - n) * len(counts) for n in kept)
 
 
@@ -179,8 +212,8 @@ def check(geometry: Geometry, recipe: Recipe) -> None:
         raise InvalidInput("base", "layers differ in width: it is slim already; give a dense base")
     _check_blocks(geometry, recipe)
     _check_floors(geometry, recipe)
-    if recipe.export == "uniform" and recipe.allocator.name != "uniform":
-        raise InvalidInput("export", "uniform needs allocator uniform; give auto or per_layer")
+    _check_export(geometry, recipe)
+    _check_refits(geometry, recipe)
     _check_memory(geometry, recipe)
     _check_target(geometry, recipe)
 
@@ -195,6 +228,33 @@ def any_space(geometry: Geometry, recipe: Recipe) -> Space:
     return space(geometry, recipe, kept(recipe.blocks.attention), kept(recipe.blocks.mlp))
 
 
+def uniform_export(geometry: Geometry, recipe: Recipe) -> bool:
+    """Whether nothing but a stock class may hold the slim base."""
+    return recipe.export == "uniform" or geometry.architecture.uniform_only is not None
+
+
+def _check_export(geometry: Geometry, recipe: Recipe) -> None:
+    reason = geometry.architecture.uniform_only
+    if reason and recipe.export == "per_layer":
+        raise InvalidInput("export", f"{geometry.family} has uniform exports only: {reason}")
+    if reason and recipe.allocator.name != "uniform":
+        raise InvalidInput("allocator", f"{geometry.family} needs uniform: {reason}")
+    if recipe.export == "uniform" and recipe.allocator.name != "uniform":
+        raise InvalidInput("export", "uniform needs allocator uniform; give auto or per_layer")
+
+
+def _check_refits(geometry: Geometry, recipe: Recipe) -> None:
+    """What is refit to reach hidden states must end where a block does, not before a norm."""
+    if not any(block.post_norm for block in geometry.architecture.blocks):
+        return
+    if recipe.carry == "refit":
+        raise InvalidInput("carry", f"{geometry.family} has norms behind its readers; give project")
+    for method in recipe.recovery:
+        if method.params.get("goal") == "stream":
+            reason = f"stream: {geometry.family} has norms behind its readers; give goal layer"
+            raise InvalidInput("recovery", reason)
+
+
 def _check_blocks(geometry: Geometry, recipe: Recipe) -> None:
     blocks, num_layers = recipe.blocks, len(geometry.layers)
     most = min(num_layers - 1, num_layers - len(recipe.floors.layers))
@@ -203,7 +263,7 @@ def _check_blocks(geometry: Geometry, recipe: Recipe) -> None:
             raise InvalidInput(
                 f"blocks.{name}", f"at most {most}: one must stay, and those in floors.layers"
             )
-    if recipe.export == "uniform" and blocks.attention != blocks.mlp:
+    if uniform_export(geometry, recipe) and blocks.attention != blocks.mlp:
         raise InvalidInput("export", "uniform keeps whole layers; remove as many mlp as attention")
 
 
@@ -213,6 +273,9 @@ def _check_floors(geometry: Geometry, recipe: Recipe) -> None:
     for name, count in {"kv_groups": recipe.floors.kv_groups, **own}.items():
         if count is not None and count > most:
             raise InvalidInput(f"floors.{name}", f"at most {most}, the base has no more")
+    size = geometry.layers[0].group_size
+    if "query_head" in recipe.units and recipe.floors.query_heads > size:
+        raise InvalidInput("floors.query_heads", f"at most {size}, no KV group has more")
     for layer in recipe.floors.layers:
         if layer >= num_layers:
             raise InvalidInput(f"floors.layers.{layer}", f"the last layer is {num_layers - 1}")
@@ -243,7 +306,10 @@ def _check_target(geometry: Geometry, recipe: Recipe) -> None:
         )
     elif wanted < blocks:
         least = math.ceil(blocks / geometry.body_parameters * 1e4) / 1e4
-        raise InvalidInput("target", f"the blocks alone are {least}; give more or fewer blocks")
+        raise InvalidInput(
+            "target",
+            f"blocks and query heads alone are {least}; give that, or other blocks",
+        )
 
 
 def _check_size(size: Size, largest: float, smallest: float) -> None:
@@ -258,5 +324,6 @@ def _check_size(size: Size, largest: float, smallest: float) -> None:
         )
     if asked > largest:
         raise InvalidInput(
-            f"size.{measure}", f"at most {math.floor(largest)}, the base without the blocks"
+            f"size.{measure}",
+            f"at most {math.floor(largest)}, the base without blocks and query heads that leave",
         )

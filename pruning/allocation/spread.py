@@ -27,6 +27,7 @@ def widths(space: Space, groups: Mapping[int, int], channels: Mapping[int, int])
     return Widths(
         kv_groups=tuple(groups.get(layer, 0) for layer in layers),
         ffn_channels=tuple(channels.get(layer, 0) for layer in layers),
+        heads_per_group=space.heads_per_group,
     )
 
 

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
-from transformers import AutoModelForCausalLM
 
+from pruning.evaluation import load
 from pruning.plan import Plan
 from pruning.statistics.grams import refit
 from pruning.stats import Statistics
-from pruning.units import BLOCKS, KINDS, READERS, Kind, kept, members
+from pruning.units import BLOCKS, KINDS, READERS, Kind, selections
 from pruning.weights.checkpoint import Checkpoint
 
 BATCH_TOKENS = 4096
@@ -44,9 +44,8 @@ class Trial:
         `statistics` then has; a bias takes no part in that.
         """
         self.ids_ST, self._geometry, self._statistics = ids_ST, checkpoint.geometry, statistics
-        model = AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=torch.float32)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model: Any = model.eval().to(self._device)
+        self._model = load(checkpoint.directory)
+        self._device = self._model.device
         self._masks: dict[tuple[int, Kind], tuple[Tensor, Tensor]] = {}
         self._refit_damping = refit_damping
         self._dense_states: Tensor | None = None
@@ -113,27 +112,28 @@ class Trial:
         """For each block: which channels of its reader stay, and what stands for the others."""
         self._masks.clear()
         for layer, kind in self._blocks():
-            units = kept(plan.layers[layer], kind)
-            reader = members(self._geometry, layer, kind)[-1]
+            linear = READERS[kind]
+            chosen = selections(self._geometry, layer, plan.layers[layer]).get(linear)
+            kept = chosen.indices if chosen else ()
             mask_C = torch.zeros(self._dense[layer, kind].shape[1])
-            mask_C[reader.indices(units)] = 1
+            mask_C[list(kept)] = 1
             self._reader(layer, kind).weight.data = self._dense[layer, kind]
             if mask_C.all():
                 continue
-            if units and self._refit_damping is not None:
-                self._reader(layer, kind).weight.data = self._refit(layer, kind, units)
+            if kept and self._refit_damping is not None:
+                self._reader(layer, kind).weight.data = self._refit(layer, kind, kept)
             fill_C = torch.zeros_like(mask_C)
             if plan.bias_compensation:
-                fill_C = self._statistics.moments[layer, reader.linear].mean_C.float()
+                fill_C = self._statistics.moments[layer, linear].mean_C.float()
             masks = mask_C.to(self._device), ((1 - mask_C) * fill_C).to(self._device)
             self._masks[layer, kind] = masks
 
-    def _refit_anew(self, layer: int, kind: Kind, units: tuple[int, ...]) -> Tensor:
-        """The weights of a reader when these units stay; those of the others are zero."""
+    def _refit_anew(self, layer: int, kind: Kind, kept: tuple[int, ...]) -> Tensor:
+        """The weights of a reader when these channels stay; those of the others are zero."""
         assert self._refit_damping is not None
-        reader, dense_HC = members(self._geometry, layer, kind)[-1], self._dense[layer, kind]
-        gram_CC = self._statistics.grams[layer, reader.linear].to(self._device)
-        kept_K = torch.tensor(reader.indices(units), device=self._device)
+        dense_HC = self._dense[layer, kind]
+        gram_CC = self._statistics.grams[layer, READERS[kind]].to(self._device)
+        kept_K = torch.tensor(kept, device=self._device)
         weight_HC = torch.zeros_like(dense_HC)
         weight_HC[:, kept_K] = refit(dense_HC, gram_CC, kept_K, self._refit_damping).to(dense_HC)
         return weight_HC

@@ -7,7 +7,7 @@ the same shapes, so the rule only says how the target is split between attention
 """
 
 from pruning.allocation.spread import shifted, widths
-from pruning.geometry import ATTENTION_LINEARS, MLP_LINEARS, Geometry
+from pruning.geometry import Geometry
 from pruning.methods.entry import Params
 from pruning.plan import Widths
 from pruning.registry import Problem
@@ -33,7 +33,7 @@ def _groups_out(problem: Problem, geometry: Geometry) -> float:
     attention, ffn = groups * space.costs.kv_group, channels * space.costs.ffn_channel
     if attention + ffn == 0:
         return 0.0
-    raw_attention, raw_ffn = density(geometry, ATTENTION_LINEARS), density(geometry, MLP_LINEARS)
+    raw_attention, raw_ffn = (density(geometry, b.linears) for b in geometry.architecture.blocks)
     kept = attention + ffn - space.wanted
     epsilon = kept / (attention * raw_attention + ffn * raw_ffn)
     if epsilon * raw_attention > 1:

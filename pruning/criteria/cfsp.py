@@ -11,34 +11,31 @@ divides by the sums over the channels, so that a weight counts by its share amon
 The paper prunes the FFN only; KV groups are scored through o_proj alone, as down_proj is (ours).
 """
 
-# Shape suffixes:  H = hidden size,  C = channels.
-
-from collections.abc import Iterable
+# Shape suffixes:  H = hidden size,  C = channels,  P = parts of a fused linear.
 
 import torch
 from torch import Tensor
 
 from pruning.methods.criteria import CfspParams
 from pruning.registry import LayerScores, LayerView
-from pruning.scoring import by_unit, input_rms, reader
-from pruning.units import Kind
+from pruning.scoring import by_kind, by_unit, input_rms
+from pruning.units import Kind, members
 
 
 def score(layer: LayerView, params: CfspParams) -> LayerScores:
     """Relative activation of each unit, summed over its channels."""
-    return LayerScores(
-        _relative(layer, "kv_group", (), params),
-        _relative(layer, "ffn_channel", ("gate_proj", "up_proj"), params),
-    )
+    return by_kind(layer, lambda kind: _relative(layer, kind, params))
 
 
-def _relative(layer: LayerView, kind: Kind, writers: Iterable[str], params: CfspParams) -> Tensor:
-    member = reader(layer, kind)
+def _relative(layer: LayerView, kind: Kind, params: CfspParams) -> Tensor:
+    *writers, member = members(layer.geometry, layer.index, kind)
     norm_C = input_rms(layer, member.linear)
     read_HC = layer.weights[member.linear].double().abs() * norm_C**params.b
-    written = [layer.weights[linear].double().abs().T for linear in writers]
     axis = 1 if params.variant == "fixed" else 0
-    shares = [_share(matrix_HC, axis).mean(dim=0) for matrix_HC in (read_HC, *written)]
+    shares = [_share(read_HC, axis).mean(dim=0)]
+    for writer in writers if kind == "ffn_channel" else ():
+        parts_CPH = by_unit(layer.weights[writer.linear].abs(), writer)
+        shares += [_share(part_CH.T, axis).mean(dim=0) for part_CH in parts_CPH.unbind(dim=1)]
     return by_unit(torch.stack(shares).sum(dim=0) * norm_C**params.c, member).sum(dim=1)
 
 

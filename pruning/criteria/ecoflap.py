@@ -14,16 +14,14 @@ from torch import Tensor
 from pruning.criteria import wanda
 from pruning.methods.entry import Params
 from pruning.registry import LayerScores, LayerView
+from pruning.scoring import by_kind
 from pruning.units import Kind, members
 
 
 def score(layer: LayerView, params: Params) -> LayerScores:
     """Share of the block's sensitivity, in nats per unit of relative weight change."""
     fine = wanda.score(layer, params)
-    return LayerScores(
-        _relative(fine.kv_group) * _sensitivity(layer, "kv_group"),
-        _relative(fine.ffn_channel) * _sensitivity(layer, "ffn_channel"),
-    )
+    return by_kind(layer, lambda kind: _relative(getattr(fine, kind)) * _sensitivity(layer, kind))
 
 
 def _relative(scores: Tensor) -> Tensor:

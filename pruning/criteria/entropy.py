@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pruning.methods.criteria import EntropyParams
 from pruning.registry import LayerScores, LayerView
-from pruning.scoring import summed
+from pruning.scoring import by_kind, summed
 from pruning.units import Member
 
 
@@ -20,4 +20,4 @@ def score(layer: LayerView, params: EntropyParams) -> LayerScores:
         saliency = layer.statistics.entropy_saliency[layer.index, member.linear]
         return saliency.element_C if params.variant == "element" else saliency.vector_C.abs()
 
-    return LayerScores(summed(layer, "kv_group", channels), summed(layer, "ffn_channel", channels))
+    return by_kind(layer, lambda kind: summed(layer, kind, channels))

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from pruning.methods.criteria import FluctuationParams
 from pruning.registry import LayerScores, LayerView
-from pruning.scoring import by_unit, column_sums, reader
+from pruning.scoring import by_kind, by_unit, column_sums, reader
 from pruning.units import Kind
 
 
 def score(layer: LayerView, params: FluctuationParams) -> LayerScores:
     """Weighted input fluctuation of each unit, averaged over its channels."""
     weigh = _fixed if params.variant == "fixed" else _released
-    return LayerScores(weigh(layer, "kv_group"), weigh(layer, "ffn_channel"))
+    return by_kind(layer, lambda kind: weigh(layer, kind))
 
 
 def _fixed(layer: LayerView, kind: Kind) -> Tensor:
@@ -34,7 +34,7 @@ def _released(layer: LayerView, kind: Kind) -> Tensor:
     member = reader(layer, kind)
     released = layer.statistics.released_fluctuation[layer.index, member.linear]
     by_channel = released.fluctuation_C * column_sums(layer, member.linear, 2)
-    if kind == "kv_group":
+    if kind != "ffn_channel":
         by_channel = by_channel.square()
     deviation = by_channel.std()
     centred = by_channel - by_channel.mean()

@@ -12,10 +12,8 @@ from torch import Tensor
 
 from pruning.methods.criteria import GblmParams
 from pruning.registry import LayerScores, LayerView
-from pruning.scoring import input_rms, summed
+from pruning.scoring import by_kind, input_rms, summed
 from pruning.units import Member
-
-_SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 
 
 def score(layer: LayerView, params: GblmParams) -> LayerScores:
@@ -23,11 +21,12 @@ def score(layer: LayerView, params: GblmParams) -> LayerScores:
 
     def channels(member: Member) -> Tensor:
         weight = layer.weights[member.linear].double().abs()
-        rms = input_rms(layer, _SAME_INPUT.get(member.linear, member.linear))
+        entrance = layer.geometry.architecture.block_of(member.linear).entrance
+        rms = input_rms(layer, member.linear if member.axis else entrance)
         read_C = (weight * rms).sum(dim=1 - member.axis)
         gradients = layer.statistics.sequence_gradients[layer.index, member.linear]
         steep_C = gradients.l1_C if params.norm == "l1" else gradients.l2_C
         scale = (read_C.sum() / steep_C.sum()).nan_to_num(0, posinf=0)
         return read_C + params.alpha * scale * steep_C
 
-    return LayerScores(summed(layer, "kv_group", channels), summed(layer, "ffn_channel", channels))
+    return by_kind(layer, lambda kind: summed(layer, kind, channels))

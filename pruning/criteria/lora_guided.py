@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pruning.methods.entry import Params
 from pruning.registry import LayerScores, LayerView
-from pruning.scoring import by_unit
+from pruning.scoring import by_kind, by_unit
 from pruning.units import Kind, members
 
 _TINY = 1e-8  # as in the authors' code
@@ -19,7 +19,7 @@ _TINY = 1e-8  # as in the authors' code
 
 def score(layer: LayerView, params: Params) -> LayerScores:
     """Normalised saliency of each unit, added over its linears; no unit of measure."""
-    return LayerScores(_guided(layer, "kv_group"), _guided(layer, "ffn_channel"))
+    return by_kind(layer, lambda kind: _guided(layer, kind))
 
 
 def _guided(layer: LayerView, kind: Kind) -> Tensor:

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from pruning.methods.criteria import MagnitudeParams
 from pruning.registry import LayerScores, LayerView
+from pruning.scoring import by_kind, by_unit
 from pruning.units import Kind, members
 
 
 def score(layer: LayerView, params: MagnitudeParams) -> LayerScores:
     """L1 or L2 norm over all rows and columns of each unit."""
-    return LayerScores(_norm(layer, "kv_group", params), _norm(layer, "ffn_channel", params))
+    return by_kind(layer, lambda kind: _norm(layer, kind, params))
 
 
 def _norm(layer: LayerView, kind: Kind, params: MagnitudeParams) -> Tensor:
@@ -22,5 +23,5 @@ def _norm(layer: LayerView, kind: Kind, params: MagnitudeParams) -> Tensor:
     for member in members(layer.geometry, layer.index, kind):
         weight = layer.weights[member.linear].double()
         size = weight.abs() if params.norm == "l1" else weight.square()
-        total = total + size.sum(dim=1 - member.axis).view(-1, member.channels).sum(dim=1)
+        total = total + by_unit(size.sum(dim=1 - member.axis), member).sum(dim=1)
     return total if params.norm == "l1" else total.sqrt()

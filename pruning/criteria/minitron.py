@@ -10,13 +10,13 @@ from torch import Tensor
 
 from pruning.methods.entry import Params
 from pruning.registry import LayerScores, LayerView
-from pruning.scoring import by_unit, reader
+from pruning.scoring import by_kind, by_unit, reader
 from pruning.units import Kind
 
 
 def score(layer: LayerView, params: Params) -> LayerScores:
     """Aggregated activation of each unit, in units of the reader's input."""
-    return LayerScores(_activation(layer, "kv_group"), _activation(layer, "ffn_channel"))
+    return by_kind(layer, lambda kind: _activation(layer, kind))
 
 
 def _activation(layer: LayerView, kind: Kind) -> Tensor:

@@ -16,21 +16,21 @@ from torch import Tensor
 
 from pruning.methods.criteria import ObsParams
 from pruning.registry import LayerScores, LayerView
+from pruning.scoring import by_kind, reader
 from pruning.statistics.grams import elimination
-from pruning.units import READERS, Kind, members
+from pruning.units import Kind
 
 
 def score(layer: LayerView, params: ObsParams) -> LayerScores:
     """Summed squared error over the calibration tokens that each unit adds as it leaves."""
-    return LayerScores(_costs(layer, "kv_group", params), _costs(layer, "ffn_channel", params))
+    return by_kind(layer, lambda kind: _costs(layer, kind, params))
 
 
 def _costs(layer: LayerView, kind: Kind, params: ObsParams) -> Tensor:
-    reader = READERS[kind]
-    (member,) = (m for m in members(layer.geometry, layer.index, kind) if m.linear == reader)
+    member = reader(layer, kind)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     statistics, guided = layer.statistics, params.tokens == "guided"
     grams = statistics.guided_grams if guided else statistics.grams
-    gram_CC = grams[layer.index, reader].to(device)
-    weight_HC = layer.weights[reader].to(device)
+    gram_CC = grams[layer.index, member.linear].to(device)
+    weight_HC = layer.weights[member.linear].to(device)
     return elimination(weight_HC, gram_CC, member.channels, params.damping, params.rounds)

@@ -15,14 +15,13 @@ from torch import Tensor
 
 from pruning.methods.criteria import PqParams
 from pruning.registry import LayerScores, LayerView
+from pruning.scoring import by_kind, by_unit
 from pruning.units import Kind, members
 
 
 def score(layer: LayerView, params: PqParams) -> LayerScores:
     """Weights that the bound keeps in each unit: their number, or their summed size."""
-    return LayerScores(
-        _kept(_weights(layer, "kv_group"), params), _kept(_weights(layer, "ffn_channel"), params)
-    )
+    return by_kind(layer, lambda kind: _kept(_weights(layer, kind), params))
 
 
 def _weights(layer: LayerView, kind: Kind) -> Tensor:
@@ -31,7 +30,7 @@ def _weights(layer: LayerView, kind: Kind) -> Tensor:
     for member in members(layer.geometry, layer.index, kind):
         weight = layer.weights[member.linear].double().abs()
         rows = weight if member.axis == 0 else weight.T
-        parts.append(rows.reshape(-1, member.channels * rows.shape[1]))
+        parts.append(by_unit(rows, member).flatten(1))
     return torch.cat(parts, dim=1)
 
 

@@ -17,4 +17,9 @@ def score(layer: LayerView, params: Params) -> LayerScores:
     draw = torch.rand(
         widths.num_kv_heads + widths.intermediate_size, dtype=torch.float64, generator=generator
     )
-    return LayerScores(draw[: widths.num_kv_heads], draw[widths.num_kv_heads :])
+    heads = torch.rand(widths.num_heads, dtype=torch.float64, generator=generator)
+    return LayerScores(
+        draw[: widths.num_kv_heads],
+        draw[widths.num_kv_heads :],
+        heads if "query_head" in layer.kinds else None,
+    )

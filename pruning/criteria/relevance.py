@@ -10,13 +10,13 @@ from torch import Tensor
 
 from pruning.methods.entry import Params
 from pruning.registry import LayerScores, LayerView
-from pruning.scoring import by_unit, reader
+from pruning.scoring import by_kind, by_unit, reader
 from pruning.units import Kind
 
 
 def score(layer: LayerView, params: Params) -> LayerScores:
     """Absolute relevance of each unit per target token, in units of the logit."""
-    return LayerScores(_credited(layer, "kv_group"), _credited(layer, "ffn_channel"))
+    return by_kind(layer, lambda kind: _credited(layer, kind))
 
 
 def _credited(layer: LayerView, kind: Kind) -> Tensor:

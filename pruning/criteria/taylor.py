@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pruning.methods.criteria import TaylorParams
 from pruning.registry import LayerScores, LayerView
-from pruning.scoring import summed
+from pruning.scoring import by_kind, summed
 from pruning.units import Member
 
 
@@ -29,4 +29,4 @@ def score(layer: LayerView, params: TaylorParams) -> LayerScores:
             return statistics.saliency[key].vector_C.abs()
         return statistics.saliency[key].element_C
 
-    return LayerScores(summed(layer, "kv_group", channels), summed(layer, "ffn_channel", channels))
+    return by_kind(layer, lambda kind: summed(layer, kind, channels))

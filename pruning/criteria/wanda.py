@@ -10,13 +10,13 @@ from torch import Tensor
 
 from pruning.methods.entry import Params
 from pruning.registry import LayerScores, LayerView
-from pruning.scoring import by_unit, column_sums, input_rms, reader
+from pruning.scoring import by_kind, by_unit, column_sums, input_rms, reader
 from pruning.units import Kind
 
 
 def score(layer: LayerView, params: Params) -> LayerScores:
     """How much the readers take from each unit, in units of the hidden state."""
-    return LayerScores(_taken(layer, "kv_group"), _taken(layer, "ffn_channel"))
+    return by_kind(layer, lambda kind: _taken(layer, kind))
 
 
 def _taken(layer: LayerView, kind: Kind) -> Tensor:

@@ -20,7 +20,10 @@ class LegoParams(Params):
     inertia: float | None = Field(None, gt=0, lt=1)  # instead of k: what clusters may leave of it
     parameter_reweighting: bool = True  # a centroid as long as its members are on average
     output_reweighting: bool = True  # √(rank of the sources / rank of the result)
-    feature: Literal["unit", "raw"] = "unit"  # unit: a and b of length one before clustering
+    feature: Literal["unit", "raw", "product"] = "product"  # what is clustered; paper: raw
+    centroid: Literal["rank_one", "mean"] = "rank_one"  # of a cluster; mean in the paper
+    fit: int = Field(3, ge=0, le=100)  # ours: rounds of least squares towards the sources' mean
+    energy: bool = True  # ours: ΔW as long as that mean
     gauge: Literal["none", "balanced", "svd"] = "none"  # which of the forms of the same atom
     sign: Literal["keep", "canonical"] = "keep"
     norm: Literal["l2", "inf"] = "l2"  # of the parameter reweighting

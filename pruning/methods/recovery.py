@@ -91,6 +91,18 @@ ENTRIES = (
     ),
     MethodEntry(
         "recovery",
+        "align",
+        "all weights but the output head, trained on text (the alignment of LoRAM)",
+        Paper(
+            "Zhang et al.",
+            "Train Small, Infer Large: Memory-Efficient LoRA Training for Large Language Models",
+            "ICLR 2025",
+            "https://arxiv.org/abs/2502.13533",
+        ),
+        params=TrainingParams,
+    ),
+    MethodEntry(
+        "recovery",
         "closed_form",
         "least-squares refit of o_proj and down_proj, layer by layer (FASP)",
         Paper(

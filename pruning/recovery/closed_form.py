@@ -56,7 +56,7 @@ def _refit_layer(
     """
     layer, found = passage.layer, dict[str, Tensor]()
     tensors = context.checkpoint.layer(layer)
-    blocks.fill(tensors)
+    blocks.fill(layer, tensors)
     chosen = selections(context.checkpoint.geometry, layer, context.plan.layers[layer])
     for kind in KINDS:
         linear, dense = READERS[kind], Reader.dense(tensors, kind, blocks.device)
@@ -72,7 +72,7 @@ def _refit_layer(
             goal = passage.goal(kind, gram, guide) if guide else Goal.own(dense, gram)
             gains_bias = is_cut and context.plan.bias_compensation
             reader = refit_reader(dense, gram, goal, kept_K, params.damping, gains_bias)
-        passage.read(kind, reader)
+        passage.read(blocks, kind, reader)
         found |= reader.named(kind)
     save_file(found, context.state / f"layer-{layer}.safetensors")
 

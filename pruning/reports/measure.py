@@ -1,14 +1,23 @@
-"""Fills a report: the dense and the slim base, each alone and with every adapter."""
+"""Fills a report: the dense and the slim base, each alone and with every adapter.
+
+A kill costs the measurement that it interrupted.
+"""
 
 import importlib.metadata
 import json
+import math
 import platform
 import resource
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import Tensor
 
 from pruning import evaluation
 from pruning.adapters.peft_format import EVALUATION
@@ -20,34 +29,43 @@ from pruning.methods.entry import Kind, MethodEntry
 from pruning.plan import Plan
 from pruning.progress import Progress, part
 from pruning.recipe import Method, PruneSpec, Recipe
+from pruning.reports.departure import continuations, divergence, probes, record
 from pruning.reports.report import (
     AdapterReport,
     BaseReport,
     Quality,
     Report,
+    Sample,
     StageReport,
     cite,
     layers_of,
     size_of,
     timings,
+    warnings_of,
 )
-from pruning.text import load_tokenizer
+from pruning.text import Tokenizer, load_tokenizer
 from pruning.weights.checkpoint import Checkpoint
 
 PACKAGES = ("graftwork", "torch", "transformers", "peft", "safetensors", "numpy")
 EARLIER_STAGES = ("schedule", "calibrate", "plan", "slice", "recover", "carry")
 
 
-def measure(spec: PruneSpec, work: Path, plan: Plan, progress: Progress) -> Report:
-    """Run both bases over the held-out text, and over the rows of each adapter that has some."""
+def measure(spec: PruneSpec, work: Path, plan: Plan, state: Path, progress: Progress) -> Report:
+    """Run both bases over the held-out text, and over the rows of each adapter that has some.
+
+    What is in `state` survives a kill.
+    """
     started = time.monotonic()
     dense, model = Checkpoint(spec.base), slim_base(spec, work)
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     slim = Geometry.from_config(config)
     data = _data(spec, dense)
     carried = {name: work / "carry" / "adapters" / name for name in spec.adapters}
-    before = _run(spec.base, data, spec.adapters, part(progress, 0, 0.6))
-    after = _run(model, data, carried, part(progress, 0.6, 1))
+    known = _Known(state)
+    before = _run(spec.base, data, spec.adapters, known.of("dense"), part(progress, 0, 0.6))
+    after = _run(model, data, carried, known.of("slim"), part(progress, 0.6, 0.9))
+    between = known("between", lambda: _between(spec.base, model, data, plan, state))
+    delta_nats = math.log(after.quality.token_perplexity / before.quality.token_perplexity)
     bodies = slim.body_parameters, dense.geometry.body_parameters
     return Report(
         recipe=spec.recipe,
@@ -57,8 +75,13 @@ def measure(spec: PruneSpec, work: Path, plan: Plan, progress: Progress) -> Repo
         slim=BaseReport(
             size=size_of(slim, (model / "model.safetensors").stat().st_size), quality=after.quality
         ),
+        delta_nats=delta_nats,
+        divergence=between["divergence"],
+        probe_tokens=data.probes_WT.numel(),
+        warnings=warnings_of(delta_nats),
+        samples=tuple(Sample(**sample) for sample in between["samples"]),
         adapters=_adapters(spec, data, before, after),
-        layers=layers_of(dense.geometry, plan),
+        layers=layers_of(dense.geometry, plan, slim, between["departures"]),
         stages=(*timings(work, EARLIER_STAGES), _own_timing(started)),
         evaluation_tokens=data.text.num_tokens,
         methods=tuple(map(cite, _methods(spec.recipe))),
@@ -83,8 +106,14 @@ def _methods(recipe: Recipe) -> list[MethodEntry]:
 class _Data:
     """What both bases are run over."""
 
+    tokenizer: Tokenizer
     text: Windows
     rows: Mapping[str, list[Example]]  # by adapter
+
+    @property
+    def probes_WT(self) -> Tensor:
+        """What both bases are compared on."""
+        return probes(self.text.ids_WT)
 
 
 @dataclass(frozen=True)
@@ -99,32 +128,78 @@ class _Run:
 def _data(spec: PruneSpec, dense: Checkpoint) -> _Data:
     tokenizer = load_tokenizer(spec.base)
     longest = dense.config.get("max_position_embeddings") or spec.recipe.evaluation.length
-    return _Data(
-        evaluation.windows(tokenizer, spec.evaluation, spec.recipe.evaluation),
-        {
-            name: evaluation.rows(tokenizer, path / EVALUATION, longest, f"adapters.{name}")
-            for name, path in sorted(spec.adapters.items())
-            if (path / EVALUATION).is_file()
-        },
-    )
+    text = evaluation.windows(tokenizer, spec.evaluation, spec.recipe.evaluation)
+    rows = {
+        name: evaluation.rows(tokenizer, path / EVALUATION, longest, f"adapters.{name}")
+        for name, path in sorted(spec.adapters.items())
+        if (path / EVALUATION).is_file()
+    }
+    share = text.num_tokens // max(1, len(rows))  # adapters share what the base gets
+    return _Data(tokenizer, text, {name: _at_most(share, found) for name, found in rows.items()})
 
 
-def _run(base: Path, data: _Data, adapters: Mapping[str, Path], progress: Progress) -> _Run:
+def _at_most(num_tokens: int, rows: list[Example]) -> list[Example]:
+    """Rows of about so many tokens, at least one, spread evenly."""
+    count = max(1, len(rows) * num_tokens // sum(len(ids) for ids, _ in rows))
+    if count >= len(rows):
+        return rows
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
+class _Known:
+    """Measurements by name, each in a JSON file of a directory, made only once."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def of(self, name: str) -> "_Known":
+        return _Known(self.directory / name)
+
+    def __call__(self, name: str, measured: Callable[[], Any]) -> Any:
+        path, draft = self.directory / f"{name}.json", self.directory / "draft"
+        if not path.is_file():
+            draft.write_text(json.dumps(measured()), encoding="utf-8")
+            draft.rename(path)
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _between(dense: Path, slim: Path, data: _Data, plan: Plan, state: Path) -> dict[str, Any]:
+    """How far the slim base is from the dense one, one of them in memory at a time."""
+    ids_WT, num_layers = data.probes_WT, len(plan.layers)
+    with TemporaryDirectory(dir=state) as records:
+        model = evaluation.load(dense)
+        record(model, ids_WT, Path(records))
+        wrote = continuations(model, data.tokenizer, data.text.ids_WT)
+        del model
+        model = evaluation.load(slim)
+        found = divergence(model, ids_WT, Path(records), plan.kept_layers, num_layers)
+    writes = continuations(model, data.tokenizer, data.text.ids_WT)
+    samples = [
+        {"prompt": prompt, "dense": before, "slim": after}
+        for (prompt, before), (_, after) in zip(wrote, writes, strict=True)
+    ]
+    return {"divergence": found[0], "departures": found[1], "samples": samples}
+
+
+def _run(
+    base: Path, data: _Data, adapters: Mapping[str, Path], known: _Known, progress: Progress
+) -> _Run:
     model = evaluation.load(base)
     share = 1 / (1 + 2 * len(data.rows))
-    found = evaluation.perplexity(model, data.text, part(progress, 0, share))
-    base_losses, adapter_losses = {}, {}
+    first = part(progress, 0, share)
+    found = known("text", lambda: asdict(evaluation.perplexity(model, data.text, first)))
+    alone, adapted = known.of("base"), known.of("adapters")
+    base_losses, adapter_losses = dict[str, float](), dict[str, float]()
     for i, (name, examples) in enumerate(data.rows.items()):
-        start = share * (1 + 2 * i)
-        base_losses[name] = evaluation.completion_loss(
-            model, examples, part(progress, start, start + share)
-        )
-        adapted = evaluation.with_adapter(model, adapters[name])
-        adapter_losses[name] = evaluation.completion_loss(
-            adapted, examples, part(progress, start + share, start + 2 * share)
-        )
-        model = adapted.unload()
-    quality = Quality(token_perplexity=found.token, word_perplexity=found.word)
+        start, middle, end = (share * (1 + 2 * i + n) for n in range(3))
+        ahead, behind = part(progress, start, middle), part(progress, middle, end)
+        loss = evaluation.completion_loss
+        base_losses[name] = alone(name, partial(loss, model, examples, ahead))
+        with_it = evaluation.with_adapter(model, adapters[name])
+        adapter_losses[name] = adapted(name, partial(loss, with_it, examples, behind))
+        model = with_it.unload()
+    quality = Quality(token_perplexity=found["token"], word_perplexity=found["word"])
     return _Run(quality, base_losses, adapter_losses)
 
 

@@ -2,15 +2,17 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from pruning.geometry import LINEARS, Geometry
+from pruning.geometry import Geometry
 from pruning.methods.entry import MethodEntry
 from pruning.plan import Plan
 from pruning.recipe import Recipe
+
+MOST_NATS = 3.0  # over the dense base, beyond which a slim base writes no language any more
 
 
 class _Frozen(BaseModel):
@@ -53,8 +55,20 @@ class AdapterReport(_Frozen):
     slim_adapter: float | None
 
 
+class Sample(_Frozen):
+    """An opening of the evaluation text, and how both bases go on from there, greedily."""
+
+    prompt: str
+    dense: str
+    slim: str
+
+
 class LayerReport(_Frozen):
-    """What stays of a layer of the dense base, and what it had."""
+    """What stays of a layer of the dense base, and what it had.
+
+    `parameters` are those of its linears; `departure` is how far the hidden states after it are
+    from those of the dense base, ‖slim − dense‖ / ‖dense‖, the mean over tokens.
+    """
 
     layer: int
     kv_groups: int
@@ -63,6 +77,9 @@ class LayerReport(_Frozen):
     dense_heads: int
     ffn_channels: int
     dense_ffn_channels: int
+    parameters: int
+    dense_parameters: int
+    departure: float
 
 
 class StageReport(_Frozen):
@@ -92,6 +109,11 @@ class Report(_Frozen):
     removed_fraction: float  # of the dense body's parameters, biases that were gained counted
     dense: BaseReport
     slim: BaseReport
+    delta_nats: float  # per token of the held-out text, over the dense base
+    divergence: float  # KL(dense ‖ slim) per token of its probes, in nats
+    probe_tokens: int
+    warnings: tuple[str, ...]
+    samples: tuple[Sample, ...]
     adapters: tuple[AdapterReport, ...]
     layers: tuple[LayerReport, ...]
     stages: tuple[StageReport, ...]
@@ -102,12 +124,7 @@ class Report(_Frozen):
 
 def size_of(geometry: Geometry, weight_bytes: int) -> Size:
     """The size of a base of this geometry."""
-    shapes = [
-        geometry.linear_shape(layer, linear)
-        for layer in range(len(geometry.layers))
-        for linear in LINEARS
-    ]
-    weights = sum(math.prod(shape) for shape in shapes if shape)
+    weights = sum(_weights_of(geometry, layer) for layer in range(len(geometry.layers)))
     head = geometry.vocab_size * geometry.hidden_size
     kv_heads = sum(layer.num_kv_heads for layer in geometry.layers)
     return Size(
@@ -119,19 +136,40 @@ def size_of(geometry: Geometry, weight_bytes: int) -> Size:
     )
 
 
-def layers_of(geometry: Geometry, plan: Plan) -> tuple[LayerReport, ...]:
-    """What `plan` keeps of each layer."""
+def layers_of(
+    geometry: Geometry, plan: Plan, slim: Geometry, departures: Sequence[float]
+) -> tuple[LayerReport, ...]:
+    """What `plan` keeps of each layer, and how far the states after it have gone astray."""
+    new = {old: number for number, old in enumerate(plan.kept_layers)}
     return tuple(
         LayerReport(
             layer=i,
             kv_groups=len(kept.kv_groups),
             dense_kv_groups=dense.num_kv_heads,
-            heads=len(kept.kv_groups) * dense.group_size,
+            heads=kept.num_heads(dense),
             dense_heads=dense.num_heads,
             ffn_channels=len(kept.ffn_channels),
             dense_ffn_channels=dense.intermediate_size,
+            parameters=_weights_of(slim, new[i]) if i in new else 0,
+            dense_parameters=_weights_of(geometry, i),
+            departure=departures[i],
         )
         for i, (dense, kept) in enumerate(zip(geometry.layers, plan.layers, strict=True))
+    )
+
+
+def _weights_of(geometry: Geometry, layer: int) -> int:
+    shapes = (geometry.linear_shape(layer, linear) for linear in geometry.architecture.linears)
+    return sum(math.prod(shape) for shape in shapes if shape)
+
+
+def warnings_of(delta_nats: float) -> tuple[str, ...]:
+    """What a reader must not miss."""
+    if delta_nats <= MOST_NATS:
+        return ()
+    return (
+        f"the slim base is {delta_nats:.2f} nats per token worse than the dense one, more than "
+        f"{MOST_NATS:g}: it has collapsed; remove less, or add recovery",
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.geometry import LINEARS, Geometry
+from pruning.geometry import Geometry
 from pruning.units import KINDS, members
 from pruning.weights.tensors import block_of
 
@@ -42,14 +42,14 @@ class LoraWalk:
             layer.get_submodule(f"{block_of(name)}.{name}").register_forward_hook(
                 partial(self._add, name)
             )
-            for name in LINEARS
+            for name in geometry.architecture.linears
         ]
 
     def prepare(self, index: int, layer: nn.Module) -> None:
         """A as PEFT draws it, uniform with variance 1/(3I), from the index of the layer; B zero."""
         layer.requires_grad_(False)
         generator = torch.Generator().manual_seed(index)
-        for name in LINEARS:
+        for name in self.geometry.architecture.linears:
             weight = layer.get_parameter(f"{block_of(name)}.{name}.weight")
             outputs, inputs = weight.shape
             draw_RI = torch.rand(RANK, inputs, generator=generator) * 2 - 1

@@ -15,7 +15,7 @@ the true next token.
 # Shape suffixes:  S = sequences,  T = tokens,  N = tokens of a chunk,  C = channels,
 #                  V = vocabulary.
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,14 +24,17 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from pruning.architectures import ARCHITECTURES
+from pruning.architectures.layout import Part, Writer
 from pruning.units import BLOCKS, KINDS, READERS
 
 Key = tuple[int, str]  # layer, linear
-_FACTORS = {
-    "self_attn.q_proj": 0.25,
-    "self_attn.k_proj": 0.25,
-    "self_attn.v_proj": 0.5,
-    "mlp.up_proj": 0.5,
+_FACTORS: Mapping[Part, float] = {"query": 0.25, "key": 0.25, "value": 0.5, "gate": 1, "up": 0.5}
+_WRITERS = {
+    f"{block.name}.{writer.name}": (block, writer)
+    for architecture in ARCHITECTURES.values()
+    for block in architecture.blocks
+    for writer in block.writers
 }
 
 
@@ -58,7 +61,7 @@ def rules(*modules: nn.Module) -> Iterator[None]:
     hooks = []
     for root in modules:
         for name, module in root.named_modules():
-            if rule := _rule(name, module):
+            if rule := _rule(root, name, module):
                 hooks.append(module.register_forward_hook(rule))
     try:
         yield
@@ -103,16 +106,31 @@ class RelevanceWalk:
 _Hook = Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]
 
 
-def _rule(name: str, module: nn.Module) -> _Hook | None:
-    place = ".".join(name.split(".")[-2:])
-    if place in _FACTORS:
-        return partial(_scaled, _FACTORS[place])
-    if name.endswith("act_fn"):
+def _rule(root: nn.Module, name: str, module: nn.Module) -> _Hook | None:
+    parent, _, own = name.rpartition(".")
+    place = f"{parent.rpartition('.')[2]}.{own}"
+    if place in _WRITERS:
+        block, writer = _WRITERS[place]
+        reader: Any = root.get_submodule(f"{parent}.{block.reader}")
+        return partial(_scaled, _factors(writer, module, reader.in_features))
+    if own in ("act_fn", "activation_fn"):
         return _halved_activation
-    return _constant_root if hasattr(module, "variance_epsilon") else None
+    return _constant_root if type(module).__name__.endswith("Norm") else None
 
 
-def _scaled(factor: float, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+def _factors(writer: Writer, module: Any, first: int) -> Tensor | float:
+    """Of each output; the first part of a fused linear is as wide as its reader, others alike."""
+    factors = [_FACTORS[part] for part in writer.parts]
+    if len(factors) == 1:
+        return factors[0]
+    others = (module.out_features - first) // (len(factors) - 1)
+    rows = torch.tensor([first, *[others] * (len(factors) - 1)], device=module.weight.device)
+    return torch.tensor(factors, device=rows.device).repeat_interleave(rows)
+
+
+def _scaled(
+    factor: Tensor | float, module: nn.Module, inputs: tuple[Tensor], output: Tensor
+) -> Tensor:
     return _with_gradient(output, output, factor)
 
 
@@ -122,10 +140,10 @@ def _halved_activation(module: nn.Module, inputs: tuple[Tensor], output: Tensor)
     return _with_gradient(output, x, ratio.detach() / 2)
 
 
-def _constant_root(module: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+def _constant_root(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
     (x,) = inputs
-    root = (x.detach().square().mean(dim=-1, keepdim=True) + module.variance_epsilon).rsqrt()
-    return _with_gradient(output, x, root * module.weight.detach())
+    slope = torch.where(x == 0, 0.0, output / x)  # root and weight, however the norm combines them
+    return _with_gradient(output, x, slope.detach())
 
 
 def _with_gradient(value: Tensor, source: Tensor, slope: Tensor | float) -> Tensor:

@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig, AutoModel
 
 from pruning.progress import Progress
 from pruning.weights.checkpoint import Checkpoint
-from pruning.weights.tensors import EMBEDDING, FINAL_NORM
+from pruning.weights.tensors import FINAL_NORM
 
 BATCH_TOKENS = 4096  # run through a layer at a time
 HEAD_TOKENS = 512  # logits are the widest thing there is
@@ -47,6 +46,9 @@ class Stream:
         self.num_layers = len(checkpoint.geometry.layers)
         self._body, self.norm = one_layer_body(checkpoint, self.device)
         self.layer: nn.Module = self._body.layers[0]
+        self._kinds = layer_kinds(checkpoint)
+        entry = checkpoint.geometry.architecture.logit_cap
+        self._cap: float | None = getattr(self._body.config, entry) if entry else None
 
     def forward(self, prepare: Visit, *, keep_inputs: bool, progress: Progress) -> None:
         """Run all layers in order; `prepare` sees each layer before any token passes it.
@@ -57,10 +59,9 @@ class Stream:
         for i in range(self.num_layers):
             self._fill(i)
             prepare(i, self.layer)
-            inputs_STH, outputs_STH = self._states(i), self._states(i + 1)
             for rows in self._batches(i, self.num_layers, "forward", progress, self._rows):
                 with torch.no_grad():
-                    outputs_STH[rows] = self._run(inputs_STH[rows]).cpu()
+                    self._states(i + 1)[rows] = self._run(self._states(i)[rows]).cpu()
             if not keep_inputs:
                 self._path(i).unlink()
 
@@ -80,18 +81,17 @@ class Stream:
         sequence with `one_by_one`), and `visit` at last with the gradients of its weights: those of
         the mean of `objective` over all next tokens of all sequences.  May be walked again.
         """
-        gradient_STH = self._head_gradient(objective)
+        self._head_gradient(objective)
         for step, i in enumerate(reversed(range(self.num_layers))):
             self._fill(i)
             prepare(i, self.layer)
-            inputs_STH = self._states(i)
             size = 1 if one_by_one else self._rows
             for rows in self._batches(step, self.num_layers, "backward", progress, size):
-                batch_STH = inputs_STH[rows].to(self.device, copy=True).requires_grad_()
+                batch_STH = self._states(i)[rows].to(self.device, copy=True).requires_grad_()
                 outputs_STH = self._run(batch_STH)
-                torch.autograd.backward(outputs_STH, gradient_STH[rows].to(self.device))
+                torch.autograd.backward(outputs_STH, self._states(-1)[rows].to(self.device))
                 assert batch_STH.grad is not None
-                gradient_STH[rows] = batch_STH.grad.cpu()
+                self._states(-1)[rows] = batch_STH.grad.cpu()
                 each(i, self.layer)
             visit(i, self.layer)
 
@@ -114,37 +114,40 @@ class Stream:
             head_VH = self.checkpoint.head().to(self.device, torch.float32)
             for row, ids_T in enumerate(self.ids_ST[:num_sequences]):
                 for chunk in slices(len(ids_T) - 1, HEAD_TOKENS):
-                    logits_NV = self.norm(states_STH[row, chunk].to(self.device)) @ head_VH.T
+                    last_NH = states_STH[row, chunk].to(self.device)
+                    logits_NV = self._logits(last_NH, head_VH)
                     targets_N = ids_T[1:][chunk].to(self.device)
                     total += next_token_loss(logits_NV, targets_N).item()
                     count += len(targets_N)
         return total / count
 
     def _embed(self) -> None:
-        embedding_VH = self.checkpoint.tensor(EMBEDDING)
-        states_STH = self._states(0)
         for rows in slices(len(self.ids_ST), self._rows):
-            states_STH[rows] = embedding_VH[self.ids_ST[rows]].float()
+            self._states(0)[rows] = self.checkpoint.embedded(self.ids_ST[rows])
 
-    def _head_gradient(self, objective: Objective) -> Tensor:
+    def _logits(self, last_NH: Tensor, head_VH: Tensor) -> Tensor:
+        logits_NV: Tensor = self.norm(last_NH) @ head_VH.T
+        return logits_NV if self._cap is None else (logits_NV / self._cap).tanh() * self._cap
+
+    def _head_gradient(self, objective: Objective) -> None:
         """∂(mean objective)/∂(outputs of the last layer), in a file of its own; (S, T, H)."""
         head_VH = self.checkpoint.head().to(self.device, torch.float32)
         num_targets = self.ids_ST[:, 1:].numel()
-        states_STH, gradient_STH = self._states(self.num_layers), self._states(-1)
         for row, ids_T in enumerate(self.ids_ST):
+            states_TH, gradient_TH = self._states(self.num_layers)[row], self._states(-1)[row]
             for chunk in slices(len(ids_T) - 1, HEAD_TOKENS):
-                last_NH = states_STH[row, chunk].to(self.device, copy=True).requires_grad_()
+                last_NH = states_TH[chunk].to(self.device, copy=True).requires_grad_()
                 targets_N = ids_T[1:][chunk].to(self.device)
-                logits_NV = self.norm(last_NH) @ head_VH.T
+                logits_NV = self._logits(last_NH, head_VH)
                 torch.autograd.backward(objective(logits_NV, targets_N) / num_targets)
                 assert last_NH.grad is not None
-                gradient_STH[row, chunk] = last_NH.grad.cpu()
-            gradient_STH[row, -1] = 0
-        return gradient_STH
+                gradient_TH[chunk] = last_NH.grad.cpu()
+            gradient_TH[-1] = 0
 
     def _fill(self, index: int) -> None:
         """Put a layer's weights in the place of the last one's, and its gradients to zero."""
         self.layer.load_state_dict(self.checkpoint.layer(index))
+        become(self._body, self._kinds[index])
         self.layer.zero_grad(set_to_none=False)
         return_freed_memory()
 
@@ -157,7 +160,10 @@ class Stream:
         return self.work / ("gradient.f32" if boundary < 0 else f"states-{boundary}.f32")
 
     def _states(self, boundary: int) -> Tensor:
-        """The states before a layer (after the last for num_layers), or the gradient for -1."""
+        """The states before a layer (after the last for num_layers), or the gradient for -1.
+
+        Mapped anew for every batch: what was touched of a mapping counts as resident memory.
+        """
         shape = (*self.ids_ST.shape, self.checkpoint.geometry.hidden_size)
         return mapped(self._path(boundary), shape)
 
@@ -204,15 +210,33 @@ def one_layer_body(checkpoint: Checkpoint, device: torch.device) -> tuple[Any, n
     Through the stock model's own forward come positions, masks and sliding windows as it makes
     them; its embedding stays on the meta device and is never called.
     """
+    from transformers import AutoConfig, AutoModel  # seconds that scoring and cutting do without
+
     config = AutoConfig.from_pretrained(checkpoint.directory)
     config.num_hidden_layers = 1
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:1]
+    attention = checkpoint.geometry.architecture.attn_implementation
     with torch.device("meta"):
-        body = AutoModel.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+        body = AutoModel.from_config(config, attn_implementation=attention, dtype=torch.float32)
     body.eval().layers.to_empty(device=device)
     body.rotary_emb = type(body.rotary_emb)(config=config).to(device)
     norm, body.norm = body.norm, nn.Identity()
     weight = checkpoint.tensor(FINAL_NORM).to(device, torch.float32)
     norm.load_state_dict({"weight": weight}, assign=True)
     return body, norm
+
+
+def layer_kinds(checkpoint: Checkpoint) -> list[str]:
+    """The kind of attention of every layer, as transformers calls them; one kind if untold."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(checkpoint.directory)
+    told = getattr(config, "layer_types", None)
+    return list(told or [""] * len(checkpoint.geometry.layers))
+
+
+def become(body: Any, kind: str) -> None:
+    """Let the one layer of a body attend as layers of this kind do: masks go by the config."""
+    if kind:
+        body.config.layer_types = [kind]

@@ -16,9 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruning.architectures.layout import Architecture, Block
 from pruning.progress import Progress
 from pruning.statistics.grams import Gram, StoredGrams, fit
 from pruning.statistics.streaming import (
+    become,
+    layer_kinds,
     mapped,
     one_layer_body,
     return_freed_memory,
@@ -27,7 +30,6 @@ from pruning.statistics.streaming import (
 )
 from pruning.units import BLOCKS, KINDS, READERS, Kind
 from pruning.weights.checkpoint import Checkpoint
-from pruning.weights.tensors import EMBEDDING
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,13 @@ class Blocks:
     def __init__(self, checkpoint: Checkpoint):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._body, _ = one_layer_body(checkpoint, self.device)
-        self._branch = _Branch(self._body.layers[0])
+        self._kinds = layer_kinds(checkpoint)
+        self._branch = _Branch(self._body.layers[0], checkpoint.geometry.architecture)
         self._body.layers = nn.ModuleList([self._branch])
 
-    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+    def fill(self, index: int, tensors: Mapping[str, Tensor]) -> None:
         """Put a layer's tensors, named as Checkpoint.layer names them, in the place of the last."""
+        become(self._body, self._kinds[index])
         readers = tuple(f"{BLOCKS[kind]}.{READERS[kind]}." for kind in READERS)
         rows = {name: t for name, t in tensors.items() if not name.startswith(readers)}
         self._branch.layer.load_state_dict(rows)
@@ -126,24 +130,34 @@ class Blocks:
         found: Tensor = self._body(inputs_embeds=states_BTH, use_cache=False).last_hidden_state
         return found
 
+    @torch.no_grad()
+    def finished(self, kind: Kind, outputs_BTH: Tensor) -> Tensor:
+        """What a block adds to the hidden states when its reader gives `outputs_BTH`."""
+        norm = self._branch.block(kind).post_norm
+        return self._branch.layer.get_submodule(norm)(outputs_BTH) if norm else outputs_BTH
+
 
 class _Branch(nn.Module):
     """Stands for a decoder layer of the stock model and ends where the reader would begin."""
 
     kind: Kind = "kv_group"
 
-    def __init__(self, layer: Any):
+    def __init__(self, layer: Any, architecture: Architecture):
         super().__init__()
+        self.architecture = architecture
         layer.self_attn.o_proj, layer.mlp.down_proj = nn.Identity(), nn.Identity()
         self.layer = layer
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        normed = self.layer.get_submodule(self.block(self.kind).norm)(hidden_states)
         if self.kind == "ffn_channel":
-            inputs: Tensor = self.layer.mlp(self.layer.post_attention_layernorm(hidden_states))
+            inputs: Tensor = self.layer.mlp(normed)
         else:
-            normed = self.layer.input_layernorm(hidden_states)
             inputs, _ = self.layer.self_attn(hidden_states=normed, **kwargs)
         return inputs
+
+    def block(self, kind: Kind) -> Block:
+        return self.architecture.mlp if kind == "ffn_channel" else self.architecture.attention
 
 
 class Passage:
@@ -178,15 +192,15 @@ class Passage:
             self._inputs(inputs_BTC.shape[2])[rows] = inputs_BTC.cpu()
             yield rows, inputs_BTC
 
-    def read(self, kind: Kind, reader: Reader) -> None:
-        """Add what a reader makes of the inputs of the last run to the hidden states."""
+    def read(self, blocks: Blocks, kind: Kind, reader: Reader) -> None:
+        """Add what a block makes of the inputs of the last run, with this reader."""
         for rows in self._batches():
-            self._add(kind, reader, rows, self._inputs(reader.num_inputs)[rows])
+            self._add(blocks, kind, reader, rows, self._inputs(reader.num_inputs)[rows])
 
     def follow(self, blocks: Blocks, kind: Kind, reader: Reader) -> None:
         """Run the layer's block and its reader, and keep nothing but the hidden states."""
         for rows in self._batches():
-            self._add(kind, reader, rows, blocks.inputs(kind, self.before(kind)[rows]))
+            self._add(blocks, kind, reader, rows, blocks.inputs(kind, self.before(kind)[rows]))
 
     def goal(self, kind: Kind, gram: Gram, guide: "Passage") -> Goal:
         """For the inputs of `gram`: what leads from the states here to those of `guide`.
@@ -209,19 +223,14 @@ class Passage:
         shutil.copyfile(self.work / self._before(kind), self.work / self._after(kind))
 
     def finish_layer(self) -> None:
-        """Go on to the next layer; a kill before this returns costs the work on this one.
-
-        What the layer was given stays until the next one is finished: two passages side by side
-        may be killed when only one of them has gone on, and `layer` set back by one.
-        """
+        """Go on to the next layer; a kill before this returns costs the work on this one."""
         (self.work / self._after("ffn_channel")).rename(self.work / f"states-{self.layer + 1}.f32")
-        (self.work / f"states-{self.layer - 1}.f32").unlink(missing_ok=True)
+        (self.work / f"states-{self.layer}.f32").unlink(missing_ok=True)
         self.layer += 1
 
     def _embed(self, checkpoint: Checkpoint) -> None:
-        embedding_VH = checkpoint.tensor(EMBEDDING)
         for rows in self._batches():
-            self._states("embedded.f32")[rows] = embedding_VH[self.ids_ST[rows]].float()
+            self._states("embedded.f32")[rows] = checkpoint.embedded(self.ids_ST[rows])
         (self.work / "embedded.f32").rename(self.work / "states-0.f32")
 
     def before(self, kind: Kind) -> Tensor:
@@ -232,9 +241,12 @@ class Passage:
         """The hidden states that a block leaves, once its reader has read; (S, T, H)."""
         return self._states(self._after(kind))
 
-    def _add(self, kind: Kind, reader: Reader, rows: slice, inputs_BTC: Tensor) -> None:
+    def _add(
+        self, blocks: Blocks, kind: Kind, reader: Reader, rows: slice, inputs_BTC: Tensor
+    ) -> None:
         outputs_BTH = reader(inputs_BTC.to(reader.weight_HK.device))
-        self.after(kind)[rows] = self.before(kind)[rows] + outputs_BTH.cpu()
+        added_BTH = blocks.finished(kind, outputs_BTH)
+        self.after(kind)[rows] = self.before(kind)[rows] + added_BTH.cpu()
 
     def _before(self, kind: Kind) -> str:
         return f"states-{self.layer}.f32" if kind == "kv_group" else "attended.f32"
@@ -269,8 +281,8 @@ def dense_grams(passage: Passage, checkpoint: Checkpoint, out: Path, progress: P
     for layer in range(passage.layer, num_layers):
         progress(layer / num_layers, f"Gram matrices, layer {layer + 1} of {num_layers}")
         tensors = checkpoint.layer(layer)
-        blocks.fill(tensors)
+        blocks.fill(layer, tensors)
         for kind in KINDS:
             grams.store((layer, READERS[kind]), passage.gram(blocks, kind))
-            passage.read(kind, Reader.dense(tensors, kind, blocks.device))
+            passage.read(blocks, kind, Reader.dense(tensors, kind, blocks.device))
         passage.finish_layer()

@@ -11,7 +11,6 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from pruning.geometry import LINEARS
 from pruning.progress import Progress
 from pruning.statistics.streaming import Stream
 from pruning.weights.tensors import block_of
@@ -41,10 +40,11 @@ def measure(stream: Stream, progress: Progress) -> dict[Key, ZerothOrder]:
     memory are one layer and the hidden states of SEQUENCES sequences.
     """
     found: dict[Key, ZerothOrder] = {}
-    steps = stream.num_layers * len(LINEARS)
+    linears = stream.checkpoint.geometry.architecture.linears
+    steps = stream.num_layers * len(linears)
     for index in range(stream.num_layers):
-        for number, linear in enumerate(LINEARS):
-            done = index * len(LINEARS) + number
+        for number, linear in enumerate(linears):
+            done = index * len(linears) + number
             progress(done / steps, f"perturbing {linear} of layer {index + 1}")
             slopes = [_slope(stream, index, linear, done * NOISES + n) for n in range(NOISES)]
             total = torch.tensor(sum(map(abs, slopes)), dtype=torch.float64)

@@ -10,14 +10,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from pruning.geometry import LINEARS
+from pruning.geometry import Geometry
 from pruning.methods.recovery import LoraParams
 
 
 def with_lora(model: Any, params: LoraParams, seed: int) -> Any:
     """The model with new factors, B zero and A drawn by the seed; nothing else can be trained."""
     torch.manual_seed(seed)
-    config = LoraConfig(r=params.rank, lora_alpha=params.alpha, target_modules=list(LINEARS))
+    linears = Geometry.from_config(model.config.to_dict()).architecture.linears
+    config = LoraConfig(r=params.rank, lora_alpha=params.alpha, target_modules=list(linears))
     return get_peft_model(model, config)
 
 

@@ -72,6 +72,12 @@ class Checkpoint:
         """The output head, (vocabulary, hidden): the embedding itself when they are tied."""
         return self.tensor(EMBEDDING if self.geometry.tied else HEAD)
 
+    def embedded(self, ids_ST: Tensor) -> Tensor:
+        """What the first layer is given, float32; (S, T, hidden)."""
+        rows_STH = self.tensor(EMBEDDING)[ids_ST].float()
+        scaled = self.geometry.architecture.scaled_embedding
+        return rows_STH * self.geometry.hidden_size**0.5 if scaled else rows_STH
+
     @property
     def weight_bytes(self) -> int:
         """Size of all weight files."""
@@ -91,6 +97,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise InvalidInput("base", "the base is slim already; prune its dense parent")
     if config.get("quantization_config"):
         raise InvalidInput("base", "the base is quantized; give the one in full precision")
-    if len(set(config.get("layer_types") or ())) > 1:
+    architecture = Geometry.from_config(config).architecture
+    if len(set(config.get("layer_types") or ())) > 1 and not architecture.mixed_windows:
         raise InvalidInput("base", "layers with and without a sliding window cannot be mixed")
     return config

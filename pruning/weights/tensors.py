@@ -2,14 +2,23 @@
 
 from collections.abc import Iterator
 
-from pruning.geometry import ATTENTION_LINEARS, LINEARS, Geometry
+from pruning.architectures import ARCHITECTURES
+from pruning.architectures.layout import Block
+from pruning.geometry import Geometry
 
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+
+_BLOCKS = {
+    linear: block.name
+    for architecture in ARCHITECTURES.values()
+    for block in architecture.blocks
+    for linear in block.linears
+}
 
 
 def block_of(linear: str) -> str:
     """The block of a decoder layer that a linear belongs to."""
-    return "self_attn" if linear in ATTENTION_LINEARS else "mlp"
+    return _BLOCKS[linear]
 
 
 def expected(geometry: Geometry) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -25,23 +34,25 @@ def expected(geometry: Geometry) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _expected_in_layer(geometry: Geometry, index: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    layer, hidden = geometry.layers[index], (geometry.hidden_size,)
-    biased = {
-        **dict.fromkeys(("q_proj", "k_proj", "v_proj"), layer.qkv_bias),
-        **dict.fromkeys(("gate_proj", "up_proj"), layer.gate_up_bias),
-        "o_proj": layer.o_bias,
-        "down_proj": layer.down_bias,
-    }
-    if layer.num_heads:
-        yield "input_layernorm.weight", hidden
-    if layer.num_heads and geometry.qk_norm:
-        yield "self_attn.q_norm.weight", (geometry.head_dim,)
-        yield "self_attn.k_norm.weight", (geometry.head_dim,)
-    if layer.intermediate_size:
-        yield "post_attention_layernorm.weight", hidden
-    for linear in LINEARS:
-        if (shape := geometry.linear_shape(index, linear)) is None:
-            continue
-        yield f"{block_of(linear)}.{linear}.weight", shape
-        if biased[linear]:
-            yield f"{block_of(linear)}.{linear}.bias", shape[:1]
+    hidden, head = (geometry.hidden_size,), (geometry.head_dim,)
+    present = [b for b in geometry.architecture.blocks if geometry.rows(index, b.reads)]
+    for block in present:
+        yield f"{block.norm}.weight", hidden
+        for norm in block.head_norms:
+            yield f"{block.name}.{norm}.weight", head
+        if block.post_norm:
+            yield f"{block.post_norm}.weight", hidden
+    for block in present:
+        for linear in block.linears:
+            shape = geometry.linear_shape(index, linear)
+            assert shape is not None
+            yield f"{block.name}.{linear}.weight", shape
+            if _biased(geometry, index, block, linear):
+                yield f"{block.name}.{linear}.bias", shape[:1]
+
+
+def _biased(geometry: Geometry, index: int, block: Block, linear: str) -> bool:
+    layer = geometry.layers[index]
+    if block == geometry.architecture.attention:
+        return layer.o_bias if linear == block.reader else layer.qkv_bias
+    return layer.down_bias if linear == block.reader else layer.gate_up_bias

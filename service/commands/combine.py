@@ -1,4 +1,4 @@
-"""`graftwork adapters merge` and `compress`: read a recipe, start its job, show what survived."""
+"""`graftwork adapters merge`, `compress` and `lift`: start a job, show what survived."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -6,7 +6,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from pruning.adapters.jobs import AdapterRecipe, CompressRecipe, MergeRecipe
+from pruning.adapters.jobs import AdapterRecipe, CompressRecipe, Input, MergeRecipe
+from pruning.recipe import Method
 from service.client import Client, Json
 from service.commands.failure import CommandFailed, problems
 from service.commands.follow import failed, follow
@@ -16,17 +17,41 @@ def combine(url: str, path: Path, kind: Literal["merge", "compress"], wait: bool
     """Start the job of a recipe and, with `wait`, follow it to its end."""
     recipe = read_recipe(path, kind)
     with Client(url) as client:
-        job = client.submit_adapters(recipe.model_dump(mode="json"))
-        print(job["id"])
-        if not wait:
-            print(f"follow it with: graftwork jobs events {job['id']} --follow")
-            return
-        job = follow(client, job["id"])
-        if job["status"] != "succeeded":
-            raise failed(job)
-        for line in _lines(client.report(job["id"])):
-            print(line)
-        print(f"serves: {', '.join(job['result']['models'])}")
+        _run(client, recipe, wait)
+
+
+def lift(url: str, model: str, name: str | None, wait: bool) -> None:
+    """Merge one adapter of a slim base, as it is, onto the dense base: nothing but zeros is new."""
+    slim, _, adapter = model.partition("+")
+    with Client(url) as client:
+        recipe = MergeRecipe(
+            name=name or adapter,
+            base=_parent(client, slim),
+            sources=(Input(adapter=adapter, base=slim),),
+            method=Method(name="cat"),
+        )
+        _run(client, recipe, wait)
+
+
+def _parent(client: Client, slim: str) -> str:
+    for base in client.bases():
+        if base["id"] == slim and base["parent"]:
+            return str(base["parent"])
+    raise CommandFailed(f"{slim!r} is no slim base; name an adapter of one, as SLIM+NAME")
+
+
+def _run(client: Client, recipe: MergeRecipe | CompressRecipe, wait: bool) -> None:
+    job = client.submit_adapters(recipe.model_dump(mode="json"))
+    print(job["id"])
+    if not wait:
+        print(f"follow it with: graftwork jobs events {job['id']} --follow")
+        return
+    job = follow(client, job["id"])
+    if job["status"] != "succeeded":
+        raise failed(job)
+    for line in _lines(client.report(job["id"])):
+        print(line)
+    print(f"serves: {', '.join(job['result']['models'])}")
 
 
 def read_recipe(path: Path, kind: Literal["merge", "compress"]) -> MergeRecipe | CompressRecipe:

@@ -15,10 +15,10 @@ from vllm.lora.request import LoRARequest
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.v1.worker import lora_model_runner_mixin
 
-from pruning.geometry import LINEARS, Geometry
+from pruning.geometry import Geometry
 from service.engine.composites import MANIFEST, Composite, Parts, side_by_side
 
-MODULE = re.compile(rf"model\.layers\.(\d+)\.(?:self_attn|mlp)\.({'|'.join(LINEARS)})")
+MODULE = re.compile(r"model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)")
 SHOWN = 4  # problems listed in an error message
 
 
@@ -73,7 +73,8 @@ def _count_tensors(adapter: Path) -> int:
 
 def _problem(name: str, weights: LoRALayerWeights, geometry: Geometry) -> str | None:
     match = MODULE.fullmatch(name)
-    if not match or int(match[1]) >= len(geometry.layers):
+    known = match and match[2] in geometry.architecture.linears
+    if not match or not known or int(match[1]) >= len(geometry.layers):
         return f"{name}: the model has no such module"
     shape = geometry.linear_shape(int(match[1]), match[2])
     if shape is None:

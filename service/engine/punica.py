@@ -1,9 +1,11 @@
-"""Many adapters in one batch on CPU: every row sees its own adapter, a row of the base sees none.
+"""Many adapters in one batch: vLLM's linears get the kernels of multilora, on a CPU and on a GPU.
 
-vLLM's CPU wrapper looks up the adapter of a base row with index -1, which is the last slot, so in
-a mixed batch the base answers with somebody's adapter.  It also copies the weights of the adapter
-for every row.  Here the kernels of multilora do the work, on a copy of the slots packed for them
-with each adapter's own rank; where they cannot, torch does it on vLLM's buffers.
+vLLM finds its wrapper by name, so the plugin names ours; the wrapper overrides what vLLM calls once
+per step (`update_metadata`) and once per linear (`add_lora_linear`), and the manager of slots tells
+it what it has put into one.  Adapters live packed, each with its own rank, in a pool; what remains
+of vLLM's buffers is one slot through which all adapters pass on their way there.  On a CPU the
+parts of compositions lie in the pool too, once each, whoever uses them.  Where vLLM is not as we
+know it, where there are no kernels, or for what they cannot do, it works as it always does.
 """
 
 # Shape suffixes: T = tokens in the batch, I = inputs of the linear, O = outputs of all its slices,
@@ -12,67 +14,105 @@ with each adapter's own rank; where they cannot, torch does it on vLLM's buffers
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
+import torch
 from torch import Tensor
 from vllm.lora.layers import LoRAMapping
+from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.lora_model import LoRAModel
-from vllm.lora.model_manager import LRUCacheLoRAModelManager
-from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from vllm.lora.model_manager import LoRAModelManager, LRUCacheLoRAModelManager
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.platforms import current_platform
 
-from multilora import Batch, Compositions, Linear, Pool, apply_, native, reference
-from multilora.reference import Matrices
-from service.composition import MOST_PARTS
+from multilora import Batch, Compositions, Linear, Pool, native
 from service.engine.composites import Composite, Part, matrices
 
 logger = logging.getLogger("vllm.graftwork.punica")
 
-UPDATE = ["self", "mapping", "lora_index_to_id", "max_loras", "vocab_size", "kwargs"]
-LINEAR = ["self", "y", "x", "lora_a_stacked", "lora_b_stacked", "scale", "output_slices"]
-ACTIVATE = ["self", "lora_id"]
+THEIRS = "vllm.lora.punica_wrapper.punica_{}:PunicaWrapper{}"
+OURS = "service.engine.punica_{}.GraftworkPunicaWrapper{}"
+SIGNATURES = {  # of a wrapper, as far as we rely on them
+    "__init__": ["self", "max_num_batched_tokens", "max_batches", "device"],
+    "update_metadata": ["self", "mapping", "lora_index_to_id", "max_loras", "vocab_size"],
+    "add_lora_linear": ["self", "y", "x", "lora_a_stacked", "lora_b_stacked", "scale"]
+    + ["output_slices"],
+}
+PHRASES: dict[type, tuple[str, ...]] = {  # in the source of a class, as far as we rely on them
+    LoRAModelManager: (
+        "self.modules",
+        "self.packed_modules",
+        "self.punica_wrapper_mapping",
+        "self.lora_index_to_id",
+        "new_module.set_mapping(punica_wrapper)",
+        "self._create_merged_loras_inplace(",
+    ),
+    BaseLinearLayerWithLoRA: (
+        "self.lora_a_stacked = tuple(",
+        "self.lora_b_stacked = tuple(",
+        "self.punica_wrapper.add_lora_linear(",
+        "self.lora_a_stacked, self.lora_b_stacked, 1.0, self.output_slices",
+    ),
+}
 
 
-class GraftworkPunicaWrapperCPU(PunicaWrapperCPU):
-    """vLLM's CPU wrapper with a linear of our own."""
+class PackedLinears:
+    """What our wrappers share: a pool that follows vLLM's slots, and the batch of the step.
 
+    Goes before vLLM's own wrapper among the bases of a class.
+    """
+
+    most_parts = 0  # of a composition that may come as its parts
     pool: Pool | None = None
+    batch: Batch
+    places: "Places"
+    all_ours = False  # then nothing needs what vLLM prepares for its own operators
 
     def __init__(self, max_num_batched_tokens: int, *args: Any, **kwargs: Any) -> None:
-        super().__init__(max_num_batched_tokens, *args, **kwargs)
-        self.slots = kwargs["lora_config"].max_loras
-        self.places = Places(self.slots, MOST_PARTS)
-        compositions = Compositions(self.slots, MOST_PARTS)
-        self.batch = Batch(compositions, max_num_batched_tokens)
+        theirs: Any = super()
+        theirs.__init__(max_num_batched_tokens, *args, **kwargs)
+        self._max_rows = max_num_batched_tokens
 
-    def update_metadata(
-        self,
-        mapping: LoRAMapping,
-        lora_index_to_id: list[int | None],
-        max_loras: int,
-        vocab_size: int,
-        **kwargs: Any,
-    ) -> None:
-        """Sort, once per step, the rows by slot."""
-        super().update_metadata(mapping, lora_index_to_id, max_loras, vocab_size, **kwargs)
-        self.batch.update(self.token_lora_indices)
+    def adopt(self, modules: Mapping[str, Any], dtype: torch.dtype, sharded: bool) -> None:
+        """Make the pool for a model's modules, before anything is loaded or captured.
+
+        `dtype` is that of the activations; `sharded` adapters go another way through vLLM.
+        """
+        linears = list(_linears(modules).values())
+        if sharded or not linears or linears[0].lora_a_stacked[0].dtype != dtype:
+            return
+        first = linears[0].lora_a_stacked[0]  # (S, 1, R, I)
+        device, slots = str(first.device), len(first)
+        buffers = [(_one_slot(m.lora_a_stacked), _one_slot(m.lora_b_stacked)) for m in linears]
+        shapes = {
+            _name(a): Linear(a[0].shape[-1], tuple(module.output_slices))
+            for module, (a, _) in zip(linears, buffers, strict=True)
+        }
+        places = Places(slots, self.most_parts)
+        room = 0 if first.is_cpu else first.shape[2]
+        pool = Pool(shapes, places.total, dtype, device, max_rank=room)
+        if not pool.packed:
+            return
+        self.pool, self.places = pool, places
+        self.batch = Batch(
+            Compositions(slots, max(1, self.most_parts), device), max_rows=self._max_rows
+        )
+        self.all_ours = len(linears) == len(modules)
+        for module, stacked in zip(linears, buffers, strict=True):
+            module.lora_a_stacked, module.lora_b_stacked = stacked
 
     def load(self, slot: int, modules: Mapping[str, Any]) -> None:
         """Pack what vLLM has just written into a slot of its modules."""
-        linears = _linears(modules)
-        pool = self._prepared(linears)
+        if self.pool is None:
+            return
+        stacked = [(m.lora_a_stacked, m.lora_b_stacked) for m in _linears(modules).values()]
+        pairs = [(x[slot, 0], y[slot, 0]) for a, b in stacked for x, y in zip(a, b, strict=True)]
+        ranks = torch.stack([_rank(*pair) for pair in pairs]).tolist()  # waits for the device once
+        cut = iter([(a[:r], b[:, :r]) for (a, b), r in zip(pairs, ranks, strict=True)])
         self.places.release(slot)
+        self.pool.load(slot, {_name(a): [next(cut) for _ in a] for a, _ in stacked})
         self.batch.compositions.set(slot, [(slot, 1.0)])
-        if pool.packed:
-            weights = {
-                _name(m.lora_a_stacked): [
-                    _matrices(a[slot, 0], b[slot, 0])
-                    for a, b in zip(m.lora_a_stacked, m.lora_b_stacked, strict=True)
-                ]
-                for m in linears.values()
-            }
-            pool.load(slot, weights)
 
     def compose(
         self,
@@ -82,56 +122,35 @@ class GraftworkPunicaWrapperCPU(PunicaWrapperCPU):
         packed: Mapping[str, Sequence[str]],
     ) -> None:
         """Let a slot stand for a sum of parts; those that no other slot uses yet are packed."""
-        linears = _linears(modules)
-        pool = self._prepared(linears)
+        assert self.pool is not None
         self.places.release(slot)
-        pool.unload(slot)
+        self.pool.unload(slot)
         composition = []
         for part in parts:
             place, new = self.places.take(part.path, slot)
             if new:
                 weights = {
                     _name(module.lora_a_stacked): matrices(part.model, packed, name)
-                    for name, module in linears.items()
+                    for name, module in _linears(modules).items()
                 }
-                pool.load(place, weights)
+                self.pool.load(place, weights)
             composition.append((place, part.weight))
         self.batch.compositions.set(slot, composition)
 
-    def _prepared(self, linears: Mapping[str, Any]) -> Pool:
-        if self.pool is None:
-            stacked = [m.lora_a_stacked for m in linears.values()]
-            shapes = {
-                _name(m.lora_a_stacked): _shape(m.lora_a_stacked, m) for m in linears.values()
-            }
-            self.pool = Pool(shapes, self.places.total, stacked[0][0].dtype)
-        return self.pool
-
-    def add_lora_linear(
+    def update_metadata(
         self,
-        y: Tensor,
-        x: Tensor,
-        lora_a_stacked: tuple[Tensor, ...],
-        lora_b_stacked: tuple[Tensor, ...],
-        scale: float,
-        output_slices: tuple[int, ...],
-        **_: Any,
+        mapping: LoRAMapping,
+        lora_index_to_id: list[int | None],
+        max_loras: int,
+        vocab_size: int,
+        **kwargs: Any,
     ) -> None:
-        """y[:, slice] += scale * x A^T B^T for each slice, in place, rows of the base untouched.
-
-        A is stacked as (S, 1, R, I), B as (S, 1, slice, R).
-        """
-        y_TO, x_TI = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        pool = self.pool
-        if pool is not None and pool.packed and pool.dtype == x.dtype and scale == 1.0:
-            apply_(y_TO, x_TI, pool, _name(lora_a_stacked), self.batch)
-            return
-
-        def adapter(slot: int, number: int) -> Matrices:
-            return lora_a_stacked[number][slot, 0], lora_b_stacked[number][slot, 0]
-
-        slots = [[(slot, scale)] for slot in range(len(lora_a_stacked[0]))]
-        reference.apply_(y_TO, x_TI, self.batch.rows, slots, adapter, output_slices)
+        """Sort, once per step, the rows by slot; nothing waits for the device."""
+        if not self.all_ours:
+            theirs: Any = super()
+            theirs.update_metadata(mapping, lora_index_to_id, max_loras, vocab_size, **kwargs)
+        if self.pool is not None:
+            self.batch.update(slots_of(mapping, lora_index_to_id))
 
 
 class Places:
@@ -161,14 +180,21 @@ class Places:
 
 
 class PackingLoRAManager(LRUCacheLoRAModelManager):
-    """vLLM's manager of slots, which tells our wrapper what it has put into one."""
+    """vLLM's manager of slots, which tells our wrappers what it has put into one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        dtype = kwargs["vllm_config"].model_config.dtype
+        for wrapper, modules in self._by_wrapper():
+            wrapper.adopt(modules, dtype, self.lora_config.fully_sharded_loras)
+            if wrapper.pool is None:
+                logger.warning("no multi-adapter kernels for this model: vLLM's own serve it")
 
     @property
     def takes_parts(self) -> bool:
         """Whether a composition may come as its parts; if not, as one plain adapter."""
-        dtype = self.lora_config.lora_dtype
         whole = not any(getattr(module, "tp_size", 1) > 1 for module in self.modules.values())
-        return whole and dtype in native.DTYPES and native.available("cpu")
+        return whole and all(w.pool is not None and w.most_parts for w, _ in self._by_wrapper())
 
     def _create_merged_loras_inplace(self, lora_model: LoRAModel) -> None:
         if not isinstance(lora_model, Composite):
@@ -178,12 +204,26 @@ class PackingLoRAManager(LRUCacheLoRAModelManager):
         activated = bool(super().activate_adapter(lora_id))
         if activated:
             slot, model = self.lora_index_to_id.index(lora_id), self.get_adapter(lora_id)
-            for wrapper in self.punica_wrapper_mapping.values():
+            for wrapper, modules in self._by_wrapper():
                 if isinstance(model, Composite):
-                    wrapper.compose(slot, model.parts, self.modules, self.packed_modules)
+                    wrapper.compose(slot, model.parts, modules, self.packed_modules)
                 else:
-                    wrapper.load(slot, self.modules)
+                    wrapper.load(slot, modules)
         return activated
+
+    def _by_wrapper(self) -> list[tuple[Any, dict[str, Any]]]:
+        wrappers = {id(w): w for w in self.punica_wrapper_mapping.values()}.values()
+        return [
+            (wrapper, {n: m for n, m in self.modules.items() if m.punica_wrapper is wrapper})
+            for wrapper in wrappers
+        ]
+
+
+def slots_of(mapping: LoRAMapping, lora_index_to_id: Sequence[int | None]) -> list[int]:
+    """The slot of each token's adapter, -1 for the base."""
+    slot_of: dict[int | None, int] = {id_: slot for slot, id_ in enumerate(lora_index_to_id)}
+    slot_of[0] = -1
+    return [slot_of[id_] for id_ in mapping.index_mapping]
 
 
 def _linears(modules: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,39 +236,55 @@ def _name(lora_a_stacked: tuple[Tensor, ...]) -> str:
     return str(lora_a_stacked[0].data_ptr())
 
 
-def _shape(lora_a_stacked: tuple[Tensor, ...], module: Any) -> Linear:
-    return Linear(lora_a_stacked[0].shape[-1], tuple(module.output_slices))
+def _one_slot(stacked: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """As many slots as before, which are all the same one."""
+    return tuple(torch.zeros_like(tensor[:1]).expand_as(tensor) for tensor in stacked)
 
 
-def _matrices(a_RI: Tensor, b_OR: Tensor) -> Matrices:
-    """A and B without the zeros behind the adapter's own rank."""
-    used = (a_RI.any(dim=1) & b_OR.any(dim=0)).nonzero()
-    rank = int(used[-1]) + 1 if len(used) else 0
-    return a_RI[:rank], b_OR[:, :rank]
+def _rank(a_RI: Tensor, b_OR: Tensor) -> Tensor:
+    """The rank without the zeros behind the adapter's own."""
+    used = a_RI.any(dim=1) & b_OR.any(dim=0)
+    return (used * torch.arange(1, len(used) + 1, device=used.device)).max()
 
 
 def install() -> None:
-    """Point vLLM's CPU platform at our wrapper; may be called again."""
-    if not current_platform.is_cpu():
+    """Point vLLM's platform at our wrapper; may be called again.
+
+    On a CPU that also holds where there are no kernels: vLLM's own wrapper gives rows of the base
+    the adapter of the last slot.
+    """
+    if not (current_platform.is_cpu() or current_platform.is_cuda()):
         return
-    if not fits():
-        logger.warning("this vLLM's CPU wrapper is unknown to us: base rows may see adapters")
+    kind = "cpu" if current_platform.is_cpu() else "gpu"
+    if not fits(kind):
+        logger.warning("this vLLM's multi-adapter code is unknown to us and stays as it is")
+        return
+    if kind == "gpu" and not native.available("cuda"):
+        logger.warning("no multi-adapter kernels for the GPU (python -m multilora.build --cuda)")
         return
     LRUCacheWorkerLoRAManager._manager_cls = PackingLoRAManager
-    name = f"{__name__}.{GraftworkPunicaWrapperCPU.__name__}"
+    name = OURS.format(kind, kind.upper())
     type(current_platform).get_punica_wrapper = classmethod(lambda cls: name)
 
 
-def fits() -> bool:
-    """Whether vLLM calls its wrapper, and fills its slots, in the way that ours expects."""
+def fits(kind: str) -> bool:
+    """Whether vLLM calls its wrapper for "cpu" or "gpu", and fills its slots, as ours expects."""
+    module, _, name = THEIRS.format(kind, kind.upper()).partition(":")
+    try:
+        theirs = getattr(import_module(module), name)
+    except (ImportError, AttributeError):
+        return False
 
-    def parameters(function: Any, count: int) -> list[str]:
-        return list(inspect.signature(function).parameters)[:count]
+    def begins(function: Any, parameters: list[str]) -> bool:
+        return list(inspect.signature(function).parameters)[: len(parameters)] == parameters
 
+    manager = LRUCacheLoRAModelManager
     return (
-        parameters(PunicaWrapperCPU.update_metadata, len(UPDATE)) == UPDATE
-        and parameters(PunicaWrapperCPU.add_lora_linear, len(LINEAR)) == LINEAR
-        and parameters(LRUCacheLoRAModelManager.activate_adapter, len(ACTIVATE)) == ACTIVATE
-        and isinstance(getattr(PunicaWrapperCPU, "token_lora_indices", None), property)
-        and LRUCacheWorkerLoRAManager._manager_cls in (LRUCacheLoRAModelManager, PackingLoRAManager)
+        all(begins(getattr(theirs, method), names) for method, names in SIGNATURES.items())
+        and begins(manager.activate_adapter, ["self", "lora_id"])
+        and "vllm_config" in inspect.signature(manager.__init__).parameters
+        and all(
+            phrase in inspect.getsource(cls) for cls, found in PHRASES.items() for phrase in found
+        )
+        and LRUCacheWorkerLoRAManager._manager_cls in (manager, PackingLoRAManager)
     )

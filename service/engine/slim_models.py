@@ -30,7 +30,7 @@ class SlimDecoderLayer(nn.Module):
         self.has_mlp = layer.intermediate_size > 0
         if self.has_attention:
             self.input_layernorm = RMSNorm(geometry.hidden_size, eps=config.rms_norm_eps)
-            build = _normed_attention if geometry.qk_norm else _attention
+            build = _normed_attention if geometry.architecture.attention.head_norms else _attention
             self.self_attn = build(vllm_config, layer, geometry, f"{prefix}.self_attn")
         if self.has_mlp:
             self.post_attention_layernorm = RMSNorm(geometry.hidden_size, eps=config.rms_norm_eps)

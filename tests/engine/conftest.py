@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from pruning.geometry import LINEARS
+from pruning.architectures.llama import LINEARS
 from pruning.models.modeling import register
 from service.engines import Engine, Engines
 from service.settings import Settings
@@ -41,7 +41,17 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="session")
-def make_slim(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Token i is the word t<i>."""
+    words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(VOCABULARY)}, "t0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words)
+
+
+@pytest.fixture(scope="session")
+def make_slim(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast
+) -> Callable[..., Path]:
     """Make a slim model of a family, with random weights and a tokenizer, in a directory."""
     register()
 
@@ -69,9 +79,7 @@ def make_slim(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
                 nn.init.normal_(parameter)
         directory = tmp_path_factory.mktemp(family)
         model.save_pretrained(directory)
-        words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(VOCABULARY)}, "t0"))
-        words.pre_tokenizer = pre_tokenizers.Whitespace()
-        PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
         return directory
 
     return make

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from pruning.geometry import LINEARS
+from pruning.architectures.llama import LINEARS
 from service.engines import Engine, Engines
 from service.settings import Settings
 

@@ -79,7 +79,7 @@ async def test_an_engine_whose_worker_is_killed_recovers_while_another_serves_on
     response = await engine.client.post("/v1/completions", json=body)
     assert response.status_code == 503
     assert int(response.headers["retry-after"]) >= 1
-    await until(lambda: not engines.ready("slim"), 30)
+    await until(lambda: not engines.ready("slim"), 120)
     with pytest.raises(EngineUnavailable) as refusal:
         engines.get("slim")
     assert refusal.value.retry_after is not None
@@ -102,7 +102,7 @@ async def test_an_engine_that_is_no_longer_wanted_leaves_nothing(
     processes = family(engines.states()[other].pid or 0)
     assert len(processes) >= 3
     await engines.reconcile({"slim": slim})
-    await until(lambda: not alive(processes), 30)
+    await until(lambda: not alive(processes), 120)
     assert engines.ready("slim")
     with pytest.raises(NotFound):
         engines.get(other)
@@ -141,4 +141,4 @@ async def test_when_the_gateway_is_killed_its_engines_die_with_it(
     processes = family(pid)
     gateway.kill()
     gateway.wait()
-    await until(lambda: not alive(processes), 30)
+    await until(lambda: not alive(processes), 120)

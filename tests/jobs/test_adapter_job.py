@@ -3,9 +3,17 @@
 import json
 
 import pytest
+import torch
+import yaml
+from structlog.testing import capture_logs
+from typer.testing import CliRunner
 
 from pruning import artifacts
+from pruning.adapters import atoms, carry
 from pruning.digest import tree_digest
+from pruning.geometry import Geometry
+from pruning.plan import LayerPlan, Plan
+from service.cli import app
 
 JOBS = "/v1/adapters/jobs"
 
@@ -42,6 +50,22 @@ def ended(gateway, eventually):
         return eventually(job, f"the end of {path}", 120.0)
 
     return wait
+
+
+@pytest.fixture
+def graftwork(gateway, tmp_path):
+    """Run `graftwork adapters COMMAND`, a recipe written to a file first."""
+
+    def run(command, recipe, *options):
+        if isinstance(recipe, dict):
+            path = tmp_path / "recipe.yaml"
+            path.write_text(yaml.safe_dump({k: v for k, v in recipe.items() if k != "kind"}))
+            recipe = path
+        words = ["adapters", command, str(recipe), *options, "--url", str(gateway.base_url)]
+        with capture_logs():  # they would stand among the output of the command
+            return CliRunner().invoke(app, words)
+
+    return run
 
 
 def test_a_merge_ends_with_a_registered_adapter(two, worker, gateway, merging, ended):
@@ -126,3 +150,81 @@ def test_adapters_of_bases_without_a_common_parent_are_refused(
     error = gateway.post(JOBS, json=merging | {"sources": sources}).json()["error"]
     assert error["code"] == "adapter_mismatch"
     assert "parent" in error["message"]
+
+
+def test_the_command_line_merges_and_says_what_it_made(two, worker, graftwork, merging):
+    done = graftwork("merge", merging, "--wait")
+    assert done.exit_code == 0, done.output
+    *_, made, other, task, served = done.stdout.splitlines()
+    assert made.startswith("both: rank 5, ")
+    assert (other, task) == (
+        "  of the gain of other: not measured",
+        "  of the gain of task: not measured",
+    )
+    assert served == "serves: demo+both"
+    assert two.catalog.adapter("demo", "both").rank == 5
+
+
+def test_the_command_line_compresses_and_says_how_to_follow(two, worker, graftwork):
+    recipe = {"name": "small", "base": "demo", "source": "other"}
+    recipe |= {"method": {"name": "svd", "params": {"rank": 1}}}
+    begun = graftwork("compress", recipe)
+    assert begun.exit_code == 0, begun.output
+    id, hint = begun.stdout.splitlines()
+    assert hint == f"follow it with: graftwork jobs events {id} --follow"
+    done = graftwork("compress", recipe | {"name": "smaller"}, "--wait")
+    assert done.exit_code == 0, done.output
+    assert "smaller: rank 1, " in done.stdout
+    assert "serves: demo+smaller" in done.stdout
+
+
+def test_the_command_line_names_the_source_and_module_of_a_job_that_failed(
+    two, worker, graftwork, merging
+):
+    path = two.catalog.adapter("demo", "other").path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 2}))
+    failed = graftwork("merge", merging, "--wait")
+    assert failed.exit_code == 1
+    assert "sources.other" in failed.stderr
+    assert "lora_A" in failed.stderr
+    assert two.artifacts() == []
+
+
+@pytest.fixture
+def slim(site, tmp_path, write_base):
+    """A slim base of `demo` with half of the channels, and `task` carried to it."""
+    path = write_base(tmp_path / "cut" / "model", intermediate_size=12)
+    plan = Plan(layers=(LayerPlan(kv_groups=(0, 1), ffn_channels=tuple(range(0, 24, 2))),) * 2)
+    (tmp_path / "cut" / "plan.json").write_text(plan.model_dump_json())
+    site.catalog.add_base("demo-slim", path, tree_digest(path), parent="demo")
+    demo = site.catalog.base("demo")
+    cut = carry.Cut(demo.geometry, plan, Geometry.of(path), "demo-slim")
+    carry.carry(site.catalog.adapter("demo", "task").path, tmp_path / "carried", cut, "task")
+    digest = tree_digest(tmp_path / "carried")
+    site.catalog.add_adapter("demo-slim", "task", tmp_path / "carried", digest, rank=2)
+    return site
+
+
+def test_the_command_line_lifts_an_adapter_to_the_dense_base(slim, worker, graftwork):
+    done = graftwork("lift", "demo-slim+task", "--name", "lifted", "--wait")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[-1] == "serves: demo+lifted"
+    found = atoms.read(slim.catalog.adapter("demo", "lifted").path, "lifted").atoms
+    own = atoms.read(slim.catalog.adapter("demo-slim", "task").path, "task").atoms
+    for key, linear in own.items():
+        scale = linear.alpha / len(linear.a)
+        if key[1] in ("gate_proj", "up_proj"):
+            assert torch.equal(found[key].b[::2], scale * linear.b)
+            assert not found[key].b[1::2].any()
+        elif key[1] == "down_proj":
+            assert torch.equal(found[key].a[:, ::2], linear.a)
+            assert not found[key].a[:, 1::2].any()
+        else:
+            assert torch.equal(found[key].a, linear.a)
+
+
+def test_only_adapters_of_slim_bases_are_lifted(two, graftwork):
+    refused = graftwork("lift", "demo+task")
+    assert refused.exit_code == 1
+    assert "demo" in refused.stderr
+    assert "no slim base" in refused.stderr

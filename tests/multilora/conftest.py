@@ -1,13 +1,16 @@
 """Random adapters in two pools: packed for the kernels, and plain in float64 as the reference."""
 
+import runpy
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from multilora import Linear, Pool, native
 
+HARNESS = Path(__file__).parents[2] / "benchmarks/kernels_steps.py"
 Pools = tuple[Pool, Pool]
 
 
@@ -33,24 +36,14 @@ def make_pools(kernels: None) -> Callable[..., Pools]:
     return make
 
 
+@pytest.fixture(scope="session")
+def steps() -> dict[str, Any]:
+    """The harness of random steps, which the benchmark runs too."""
+    return runpy.run_path(str(HARNESS))
+
+
 @pytest.fixture
-def random_adapter() -> Callable[..., dict[str, list[tuple[Tensor, Tensor] | None]]]:
+def random_adapter(steps: dict[str, Any]) -> Callable[..., Any]:
     """Make random matrices of a rank for each slice, exact in `dtype`, some slices without."""
-
-    def make(
-        linears: Mapping[str, Linear], rank: int, dtype: torch.dtype, absent: float = 0.0
-    ) -> dict[str, list[tuple[Tensor, Tensor] | None]]:
-        return {
-            name: [
-                None
-                if torch.rand(()) < absent
-                else (
-                    (torch.randn(rank, linear.inputs) / linear.inputs**0.5).to(dtype),
-                    (torch.randn(width, rank) / rank**0.5).to(dtype),
-                )
-                for width in linear.widths
-            ]
-            for name, linear in linears.items()
-        }
-
-    return make
+    function: Callable[..., Any] = steps["random_adapter"]
+    return function

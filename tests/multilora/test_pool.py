@@ -40,6 +40,19 @@ def test_the_tables_stay_where_they_are_while_adapters_come_and_go(
     assert {name: table.data_ptr() for name, table in pool.tables.items()} == addresses
 
 
+def test_a_pool_with_room_from_the_start_keeps_its_place(
+    kernels: None, random_adapter: Callable[..., Any]
+):
+    pool = Pool({"linear": Linear(40, (33,))}, 2, torch.float32, max_rank=12)
+    places = set()
+    for rank in (3, 12, 9):
+        pool.load(1, random_adapter(pool.linears, rank, torch.float32))
+        places.add(int(pool.tables["linear"][1, 0, 0]))
+    assert len(places) == 1
+    with pytest.raises(ValueError, match="room for rank 16, not 17"):
+        pool.load(1, random_adapter(pool.linears, 17, torch.float32))
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [

@@ -11,8 +11,10 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
@@ -45,6 +47,15 @@ CONFIGS = {
     "mistral": MistralConfig(**SHAPE, sliding_window=6, tie_word_embeddings=False),
     "qwen2": Qwen2Config(**SHAPE, tie_word_embeddings=False),
     "qwen3": Qwen3Config(**SHAPE, head_dim=8, tie_word_embeddings=True),
+    "gemma2": Gemma2Config(
+        **SHAPE,
+        head_dim=8,
+        sliding_window=6,
+        query_pre_attn_scalar=24,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+    ),
+    "phi3": Phi3Config(**SHAPE, pad_token_id=258),
     "llama with biases": LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True),
     "mistral without window": MistralConfig(**SHAPE, sliding_window=None),
 }
@@ -183,6 +194,7 @@ def make_problem() -> Callable[..., Problem]:
             LayerScores(
                 torch.rand(layer.num_kv_heads, dtype=torch.float64, generator=generator),
                 torch.rand(layer.intermediate_size, dtype=torch.float64, generator=generator),
+                torch.rand(layer.num_heads, dtype=torch.float64, generator=generator),
             )
             for layer in geometry.layers
         ]

@@ -12,10 +12,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from pruning.architectures.llama import LINEARS
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
 from pruning.fleet import Tenant, combine
-from pruning.geometry import LINEARS
 from pruning.pipeline import STAGES
 from pruning.plan import Plan
 from pruning.recipe import PruneSpec, Recipe

@@ -73,6 +73,22 @@ def test_unknown_methods_and_parameters_are_refused_with_the_choices(
     assert hint in refused.value.message
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "params", "needs"),
+    [
+        ("criterion", "obs", {}, {"input_grams"}),
+        ("criterion", "obs", {"tokens": "guided"}, {"guided_grams"}),
+        ("allocator", "search", {}, set()),
+        ("allocator", "search", {"refit": True}, {"input_grams"}),
+    ],
+)
+def test_only_the_grams_that_parameters_ask_for_are_collected(
+    kind: Kind, name: str, params: dict[str, object], needs: set[str]
+):
+    entry, chosen = methods.resolve(kind, Method(name=name, params=params))
+    assert entry.needs | chosen.needs == needs
+
+
 def test_what_the_gateway_checks_recipes_with_loads_no_torch():
     script = "import sys, pruning.allocation.budget, pruning.methods; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -10,11 +10,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from pruning import methods
+from pruning.architectures.llama import LINEARS
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
-from pruning.geometry import LINEARS, Geometry
+from pruning.geometry import Geometry
 from pruning.jobs.outputs import slim_base
 from pruning.pipeline import STAGES
+from pruning.plan import Plan
 from pruning.recipe import PruneSpec, Recipe
 from pruning.reports.report import Report
 
@@ -94,6 +97,32 @@ def test_two_runs_with_one_seed_write_the_same_bytes(
     assert one == two
 
 
+@pytest.mark.parametrize("base", ["gemma2", "phi3", "llama"])
+def test_an_architecture_goes_through_all_stages_query_heads_included(
+    base: str, spec: Any, tmp_path: Path
+):
+    recovery = [{"name": "closed_form"}, {"name": "lora", "params": {"tokens": 256, "checks": 1}}]
+    units = ["ffn_channel", "kv_group", "query_head"]
+    asked = spec(base, criterion={"name": "obs"}, recovery=recovery, units=units, target=0.5)
+    report = report_of(run(asked, tmp_path / "work"))
+    assert report.removed_fraction == pytest.approx(0.5, abs=0.05)
+    assert all(layer.heads == layer.kv_groups for layer in report.layers)  # of two each, one
+    assert report.slim.quality.token_perplexity < 1e4
+
+
+@pytest.mark.parametrize("criterion", methods.names("criterion"))
+def test_every_criterion_scores_query_heads_and_fused_linears(
+    criterion: str, spec: Any, tmp_path: Path
+):
+    units = ["ffn_channel", "query_head"]
+    asked = spec("phi3", criterion={"name": criterion}, units=units, target=0.5)
+    work = run(asked, tmp_path / "work", ["calibrate", "plan"])
+    plan = Plan.model_validate_json((work / "plan" / "plan.json").read_bytes())
+    for layer in plan.layers:
+        assert [head // 2 for head in layer.query_heads] == [0, 1, 2, 3]
+        assert len(layer.ffn_channels) < 48
+
+
 def test_a_stage_that_is_run_again_replaces_what_an_attempt_left(spec: Any, tmp_path: Path):
     asked = spec()
     work = run(asked, tmp_path / "work", ["calibrate", "plan", "slice"])
@@ -133,6 +162,34 @@ def test_a_killed_stage_repeats_one_layer_and_ends_in_the_same_bytes(
     STAGES[stage](asked, work, lambda fraction, message: heard.append(message))
     assert heard[:2] == [words.format(3), words.format(4)]
     assert tree_digest(work / stage) == tree_digest(whole / stage)
+
+
+def test_what_a_killed_evaluation_had_measured_is_not_measured_again(spec: Any, tmp_path: Path):
+    asked = spec()
+    whole, work = (run(asked, tmp_path / name, [*STAGES][:-1]) for name in ("whole", "work"))
+    run(asked, whole, ["evaluate"])
+
+    def killed_at_the_adapters(fraction: float, message: str) -> None:
+        if message == "adapter loss":
+            raise Killed
+
+    with pytest.raises(Killed):
+        STAGES["evaluate"](asked, work, killed_at_the_adapters)
+    heard: list[str] = []
+    STAGES["evaluate"](asked, work, lambda fraction, message: heard.append(message))
+    assert heard[:3] == ["adapter loss", "adapter loss", "perplexity"]  # the dense base's is known
+    one, two = (report_of(place).model_dump(exclude={"stages"}) for place in (whole, work))
+    assert one == two
+
+
+def test_adapters_together_are_measured_on_as_many_tokens_as_the_base(
+    spec: Any, adapter: Path, tmp_path: Path
+):
+    asked = spec(evaluation={"file": "file-2", "sequences": 1, "length": 32})
+    many = asked.model_copy(update={"adapters": {"one": adapter, "two": adapter}})
+    report = report_of(run(many, tmp_path / "work"))
+    assert report.evaluation_tokens == 31
+    assert [found.rows for found in report.adapters] == [1, 1]  # of 3, more than 5 tokens each
 
 
 def test_without_recovery_the_slim_base_is_the_one_that_was_cut(spec: Any, tmp_path: Path):
@@ -177,7 +234,7 @@ def test_the_page_shows_the_report_and_needs_nothing_from_outside(spec: Any, tmp
     assert f"{report.slim.quality.token_perplexity:.2f}" in page
     assert "counting" in page
     assert "Fluctuation-based Adaptive Structured Pruning" in page
-    assert page.count("<svg") == 2 * len(report.layers)
+    assert page.count("<svg") == 1 + 2 * len(report.layers)
     for foreign in ("<script", "<link", "src=", "@import", "url("):
         assert foreign not in page
 

@@ -29,7 +29,7 @@ Means = Callable[[int, int], Statistics]
 
 def silenced(base: Path, plan: Plan, statistics: Statistics) -> Any:
     """The dense model in which units outside of `plan` write nothing, or their mean."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    model = load(base)
     for index, (layer, kept) in enumerate(zip(model.model.layers, plan.layers, strict=True)):
         attention, mlp = layer.self_attn, layer.mlp
         channels = attention.o_proj.in_features // 4  # of each KV group
@@ -108,6 +108,8 @@ def test_a_per_layer_export_computes_what_the_silenced_dense_base_computes(
         ("qwen2", False, "llama"),  # with half the heads
         ("qwen2", True, "llama"),
         ("qwen3", False, "qwen3"),
+        ("gemma2", False, "gemma2"),
+        ("phi3", False, "phi3"),
     ],
 )
 def test_a_uniform_export_is_a_stock_class_that_computes_the_same(
@@ -125,7 +127,7 @@ def test_a_uniform_export_is_a_stock_class_that_computes_the_same(
     statistics = means(64 if name == "qwen3" else 32, 48)
     config = cut(base, plan, "uniform", statistics, tmp_path)
     assert config["model_type"] == model_type
-    slim = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    slim = load(tmp_path)
     assert type(slim).__module__.startswith("transformers.")
     assert_same_logits(slim, silenced(base, plan, statistics), ids)
     assert_counted(tmp_path, config)

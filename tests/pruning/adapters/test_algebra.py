@@ -68,6 +68,13 @@ def test_canonical_atoms_are_orthogonal_sorted_and_balanced(rank: int, seed: int
     assert lengths.tolist() == sorted(lengths.tolist(), reverse=True)
 
 
+@settings(max_examples=40, deadline=None)
+@given(rank=ranks, seed=st.integers(0, 99))
+def test_the_norm_is_that_of_the_product(rank: int, seed: int):
+    whole = bag(rank, seed=seed)
+    assert algebra.norm(whole) == pytest.approx(float(whole.delta.norm()), rel=1e-5)
+
+
 def test_balancing_gives_both_sides_the_same_length():
     found = algebra.balanced(Bag(torch.tensor([[4.0, 0.0]]), torch.tensor([[0.0], [1.0]])))
     assert found.a_RI.tolist() == [[2.0, 0.0]]

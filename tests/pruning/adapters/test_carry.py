@@ -18,10 +18,11 @@ from pruning.adapters import atoms
 from pruning.adapters.atoms import Adapter, Atoms
 from pruning.adapters.carry import Cut, carry, lift, project
 from pruning.adapters.peft_format import read_adapter
+from pruning.architectures.llama import LINEARS
 from pruning.errors import InvalidInput
 from pruning.evaluation import load
 from pruning.export import slim_config
-from pruning.geometry import LINEARS, Geometry
+from pruning.geometry import Geometry
 from pruning.plan import LayerPlan, Plan
 from pruning.slicing import slice_base
 from pruning.stats import Statistics

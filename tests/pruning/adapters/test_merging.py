@@ -20,10 +20,11 @@ from pruning.adapters.compression import applied
 from pruning.adapters.merging import Merged, merge_all
 from pruning.adapters.peft_format import read_adapter
 from pruning.adapters.source import Descent, Source, open_source
+from pruning.architectures.llama import LINEARS
 from pruning.errors import InvalidInput
 from pruning.evaluation import load
 from pruning.export import slim_config
-from pruning.geometry import LINEARS, Geometry
+from pruning.geometry import Geometry
 from pruning.plan import Plan
 from pruning.recipe import Method
 from pruning.weights.checkpoint import Checkpoint

@@ -101,18 +101,41 @@ def test_below_the_floor_nothing_is_published(merging: Callable[..., AdapterSpec
     assert not (tmp_path / "store").exists()
 
 
-def test_a_broken_source_is_named_and_nothing_is_published(
-    merging: Callable[..., AdapterSpec], tmp_path: Path
+MODULE = "base_model.model.model.layers.3.mlp.up_proj.lora_A.weight"
+
+
+def nan(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[MODULE][0, 0] = torch.nan
+
+
+def wrong_shape(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[MODULE] = tensors[MODULE][:, 1:].clone()
+
+
+def other_base(tensors: dict[str, torch.Tensor]) -> None:
+    """All of it for a base with one layer more."""
+    for name in [name for name in tensors if ".layers.3." in name]:
+        tensors[name.replace(".layers.3.", ".layers.8.")] = tensors.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "module"),
+    [(nan, MODULE), (wrong_shape, MODULE), (other_base, "layers.8.")],
+)
+def test_a_broken_source_is_named_with_its_module_and_nothing_is_published(
+    spoil: Callable[[dict[str, torch.Tensor]], None],
+    module: str,
+    merging: Callable[..., AdapterSpec],
+    tmp_path: Path,
 ):
     weights = tmp_path / "wikisql" / "adapter_model.safetensors"
     spec, tensors = merging(), load_file(weights)
-    name = "base_model.model.model.layers.3.mlp.up_proj.lora_A.weight"
-    tensors[name][0, 0] = torch.nan
+    spoil(tensors)
     save_file(tensors, weights)
     with pytest.raises(InvalidInput) as refused:
         run(spec, tmp_path / "work", tmp_path / "store", silent)
     assert refused.value.field == "sources.wikisql"
-    assert name in refused.value.message
+    assert module in refused.value.message
     assert not (tmp_path / "store").exists()
 
 

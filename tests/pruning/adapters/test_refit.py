@@ -18,9 +18,9 @@ from pruning.adapters.algebra import Bag
 from pruning.adapters.own_text import OwnText
 from pruning.adapters.refit import closest
 from pruning.allocation import budget
+from pruning.architectures.llama import LINEARS
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
-from pruning.geometry import LINEARS
 from pruning.pipeline import STAGES
 from pruning.recipe import PruneSpec, Recipe
 from pruning.statistics.grams import Gram

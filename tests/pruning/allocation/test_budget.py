@@ -21,7 +21,7 @@ from pruning.registry import LayerScores, Problem
 
 WHOLE_BASE = ("rate_distortion", "search")  # they run it; see allocators/test_trial.py
 NUM_LAYERS, GROUPS, WIDTH = 6, 4, 640
-GEOMETRY = Geometry("llama", 4096, 256, 32, True, False, (Layer(8, GROUPS, WIDTH),) * NUM_LAYERS)
+GEOMETRY = Geometry("llama", 4096, 256, 32, True, (Layer(8, GROUPS, WIDTH),) * NUM_LAYERS)
 
 
 def recipe(**changes: object) -> Recipe:
@@ -37,7 +37,6 @@ geometries = st.builds(
         hidden,
         head_dim,
         True,
-        family == "qwen3",
         (Layer(kv * group, kv, width, qkv_bias=family == "qwen2"),) * layers,
     ),
     layers=st.integers(2, 9),
@@ -64,7 +63,15 @@ changes = st.fixed_dictionaries(
         "blocks": st.fixed_dictionaries(
             {"attention": st.sampled_from([0, 0, 1, 2]), "mlp": st.sampled_from([0, 0, 1, 2])}
         ),
-        "units": st.sampled_from([["ffn_channel"], ["kv_group"], ["ffn_channel", "kv_group"]]),
+        "units": st.sampled_from(
+            [
+                ["ffn_channel"],
+                ["kv_group"],
+                ["ffn_channel", "kv_group"],
+                ["ffn_channel", "query_head"],
+                ["ffn_channel", "kv_group", "query_head"],
+            ]
+        ),
     }
 )
 
@@ -79,9 +86,10 @@ def aimed(geometry: Geometry, part: float, aim: tuple[str, float, int], **rest: 
     num_layers, num_groups = len(geometry.layers), geometry.layers[0].num_kv_heads
     assume(all(asked.floors.of(layer)[0] <= num_groups for layer in range(num_layers)))
     assume(max(asked.blocks.attention, asked.blocks.mlp) < num_layers)
-    space = budget.any_space(geometry, asked)
-    blocks = targets.wanted(geometry, asked) - space.wanted
-    saved = blocks + part * space.room
+    space, wanted = budget.any_space(geometry, asked), targets.wanted(geometry, asked)
+    without_heads = budget.any_space(geometry, recipe(**probe | {"units": ["ffn_channel"]}))
+    blocks, most = wanted - without_heads.wanted, wanted - space.wanted + space.room
+    saved = blocks + part * (most - blocks)
     if kind == "target":
         assume(0 < saved / geometry.body_parameters < 1)
         return recipe(target=saved / geometry.body_parameters, **rest)
@@ -92,9 +100,16 @@ def aimed(geometry: Geometry, part: float, aim: tuple[str, float, int], **rest: 
 def saved(geometry: Geometry, widths: Widths, costs: Costs) -> float:
     """What leaves, counted unit by unit and block by block."""
     layer = geometry.layers[0]
+    value = costs.ffn_channel / geometry.ffn_channel_parameters(0)
+    head_cost = value * geometry.head_dim * (2 * geometry.hidden_size + layer.qkv_bias)
+    heads_out = layer.group_size - (widths.heads_per_group or layer.group_size)
     total = 0.0
     for groups, channels in zip(widths.kv_groups, widths.ffn_channels, strict=True):
-        total += (layer.num_kv_heads - groups) * costs.kv_group if groups else costs.attention
+        if groups:
+            total += (layer.num_kv_heads - groups) * costs.kv_group
+            total += groups * heads_out * head_cost
+        else:
+            total += costs.attention
         total += (layer.intermediate_size - channels) * costs.ffn_channel if channels else costs.mlp
     return total
 
@@ -223,6 +238,46 @@ def test_a_layer_with_floors_of_its_own_keeps_them_and_its_blocks(
     assert (widths.kv_groups[1], widths.ffn_channels[1]) == (0, 0)
 
 
+def test_query_heads_leave_every_group_alike_and_the_other_kinds_take_the_rest(
+    make_problem: Callable[..., Problem], allocate: Callable[[Problem], Widths]
+):
+    geometry = Geometry("llama", 512, 256, 32, True, (Layer(16, 4, 640),) * 6)
+    asked = recipe(target=0.3, units=["ffn_channel", "kv_group", "query_head"], ffn_multiple=1)
+    problem = make_problem(geometry, asked)
+    assert problem.space.heads_per_group == 3  # of 4: nearest to 70 %
+    # k and v rows, q rows and o columns of three heads
+    assert problem.space.costs.kv_group == 32 * 256 * (2 + 3 + 3)
+    widths = allocate(problem)
+    missed = (
+        saved(geometry, widths, targets.costs(geometry, asked)) - 0.3 * geometry.body_parameters
+    )
+    assert abs(missed) <= 6 * 768 / 2
+    plan = select(problem.scores, widths, bias_compensation=False)
+    for layer, scores in zip(plan.layers, problem.scores, strict=True):
+        assert layer.num_heads(geometry.layers[0]) == 3 * len(layer.kv_groups)
+        for group in layer.kv_groups:
+            own = range(4 * group, 4 * group + 4)
+            assert set(own) - set(layer.query_heads) == {
+                min(own, key=scores.query_head.__getitem__)
+            }
+
+
+def test_the_floor_of_query_heads_is_kept():
+    geometry = Geometry("llama", 512, 256, 32, True, (Layer(16, 4, 640),) * 6)
+    kept = [
+        budget.any_space(
+            geometry,
+            recipe(target=0.6, units=["ffn_channel", "query_head"], floors={"query_heads": least}),
+        ).heads_per_group
+        for least in (1, 2, 4)
+    ]
+    assert kept == [2, 2, 4]  # nearest to 40 % of 4 is 2
+    asked = recipe(units=["ffn_channel", "query_head"], floors={"query_heads": 5})
+    with pytest.raises(InvalidInput, match="at most 4") as refused:
+        budget.check(geometry, asked)
+    assert refused.value.field == "floors.query_heads"
+
+
 def test_within_a_layer_the_lowest_scores_leave():
     rising, falling = torch.arange(4.0).double(), torch.arange(8, 0, -1).double()
     plan = select([LayerScores(rising, falling)], Widths((3,), (5,)), bias_compensation=False)
@@ -263,7 +318,7 @@ def test_a_uniform_export_takes_head_counts_that_the_stock_class_accepts(
     [
         ({"target": 0.95}, "target", "largest reachable target is 0.8"),
         ({"target": 0.5, "floors": {"ffn_fraction": 0.9}}, "target", "largest"),
-        ({"target": 0.01, "blocks": {"attention": 2}}, "target", "blocks alone"),
+        ({"target": 0.01, "blocks": {"attention": 2}}, "target", "blocks and query heads alone"),
         ({"blocks": {"mlp": NUM_LAYERS}}, "blocks.mlp", f"at most {NUM_LAYERS - 1}"),
         ({"floors": {"kv_groups": 5}}, "floors.kv_groups", "at most 4"),
         ({"floors": {"layers": {"2": {"kv_groups": 5}}}}, "floors.layers.2.kv_groups", "at most 4"),
@@ -317,12 +372,36 @@ def test_a_recipe_has_one_target_in_one_measure(changes: dict[str, object]):
 
 
 def test_biases_in_a_stock_qwen3_are_refused_at_once():
-    qwen3 = Geometry("qwen3", 4096, 256, 32, True, True, GEOMETRY.layers)
+    qwen3 = Geometry("qwen3", 4096, 256, 32, True, GEOMETRY.layers)
     with pytest.raises(InvalidInput, match="per_layer"):
         budget.check(qwen3, recipe(export="uniform", bias_compensation=True))
 
 
+@pytest.mark.parametrize(
+    ("family", "changes", "field"),
+    [
+        ("phi3", {"export": "per_layer"}, "export"),
+        ("phi3", {"allocator": {"name": "global"}}, "allocator"),
+        ("gemma2", {"blocks": {"attention": 1}}, "export"),
+        ("gemma2", {"carry": "refit"}, "carry"),
+        (
+            "gemma2",
+            {"recovery": [{"name": "closed_form", "params": {"goal": "stream"}}]},
+            "recovery",
+        ),
+    ],
+)
+def test_what_an_architecture_cannot_do_is_refused_at_once(
+    family: str, changes: dict[str, object], field: str
+):
+    geometry = Geometry(family, 4096, 256, 32, True, GEOMETRY.layers)
+    budget.check(geometry, recipe())
+    with pytest.raises(InvalidInput) as refused:
+        budget.check(geometry, recipe(**changes))
+    assert refused.value.field == field
+
+
 def test_a_base_that_is_slim_already_is_refused():
-    slim = Geometry("llama", 8, 256, 32, True, False, (Layer(8, 4, 640), Layer(8, 4, 320)))
+    slim = Geometry("llama", 8, 256, 32, True, (Layer(8, 4, 640), Layer(8, 4, 320)))
     with pytest.raises(InvalidInput, match="slim already"):
         budget.check(slim, recipe())

@@ -11,7 +11,8 @@ from torch import Tensor
 from pruning.allocation import budget
 from pruning.allocation.spread import proportional, settled, shifted
 from pruning.allocators import erk, outlier, pq_index
-from pruning.geometry import ATTENTION_LINEARS, MLP_LINEARS, Geometry, Layer
+from pruning.architectures.llama import LINEARS
+from pruning.geometry import Geometry, Layer
 from pruning.methods.allocators import PqIndexParams
 from pruning.plan import Widths
 from pruning.recipe import Recipe
@@ -20,7 +21,7 @@ from pruning.statistics.influence import WHOLE, Influence
 from pruning.stats import Saliency
 
 # four layers of ten FFN channels, 24 parameters each; two KV groups, 64 parameters each
-GEOMETRY = Geometry("llama", 8, 8, 2, True, False, (Layer(2, 2, 10),) * 4)
+GEOMETRY = Geometry("llama", 8, 8, 2, True, (Layer(2, 2, 10),) * 4)
 CHANNELS = {layer: tuple(range(10, 0, -1)) for layer in range(4)}
 
 
@@ -104,26 +105,22 @@ def test_proportional_shares_by_saliency_and_leaves_a_fifth_of_every_layer(chann
         sums = numbers((6.0, 3.0, 1.0, 0.0)[layer])
         return Saliency(sums, sums)
 
-    found = {
-        (i, linear): saliency(i, linear)
-        for i in range(4)
-        for linear in (*ATTENTION_LINEARS, *MLP_LINEARS)
-    }
+    found = {(i, linear): saliency(i, linear) for i in range(4) for linear in LINEARS}
     # 20 − 2 − 2 for the last two; 16 would be 10.67 to 5.33: the first is full
     assert channels("proportional", 20, {"saliency": found}) == [10, 6, 2, 2]
 
 
 def test_erk_keeps_attention_denser_than_the_ffn():
-    shapes = Geometry("llama", 512, 256, 32, True, False, (Layer(8, 4, 640),))
-    assert erk.density(shapes, ATTENTION_LINEARS) == 1792 / 196608
-    assert erk.density(shapes, MLP_LINEARS) == 3 * 896 / (3 * 640 * 256)
+    shapes = Geometry("llama", 512, 256, 32, True, (Layer(8, 4, 640),))
+    assert erk.density(shapes, LINEARS[:4]) == 1792 / 196608
+    assert erk.density(shapes, LINEARS[4:]) == 3 * 896 / (3 * 640 * 256)
 
 
 def test_erk_splits_the_target_by_those_densities(
     make_problem: Callable[..., Problem], allocate: Callable[[Problem], Widths]
 ):
     layers = (Layer(8, 4, 640),) * 8
-    shapes = Geometry("llama", 512, 256, 32, True, False, layers)
+    shapes = Geometry("llama", 512, 256, 32, True, layers)
     target = 0.5 * 8 * (196608 + 640 * 768) / shapes.body_parameters
     asked = recipe("erk", 0, target=target, units=["ffn_channel", "kv_group"])
     # ε · (1792 + 2688) · 8 = half of all: densities .70 of attention and .42 of the FFN

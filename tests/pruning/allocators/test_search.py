@@ -26,7 +26,7 @@ from pruning.recipe import Recipe
 from pruning.registry import Problem
 from pruning.weights.checkpoint import Checkpoint
 
-GEOMETRY = Geometry("llama", 512, 256, 32, True, False, (Layer(8, 4, 640),) * 6)
+GEOMETRY = Geometry("llama", 512, 256, 32, True, (Layer(8, 4, 640),) * 6)
 TEXT = {"file": "file-1"}
 
 

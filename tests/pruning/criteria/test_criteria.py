@@ -20,7 +20,7 @@ from pruning.statistics.zeroth import ZerothOrder
 from pruning.stats import Moments, Saliency, Statistics
 
 # one query head of two channels per KV group, two groups; three FFN channels; hidden size two
-GEOMETRY = Geometry("llama", 8, 2, 2, True, False, (Layer(2, 2, 3),) * 2)
+GEOMETRY = Geometry("llama", 8, 2, 2, True, (Layer(2, 2, 3),) * 2)
 WEIGHTS = {
     "q_proj": torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, 0.0]]),
     "k_proj": torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, -3.0], [0.0, 0.0]]),

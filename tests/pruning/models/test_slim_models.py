@@ -10,10 +10,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from pruning.geometry import FAMILIES, LINEARS, Geometry
+from pruning.architectures import ARCHITECTURES
+from pruning.architectures.llama import LINEARS
+from pruning.geometry import Geometry
 from pruning.models.configuration import SlimLlamaConfig
 from pruning.models.modeling import register
 
+FAMILIES = [a.family for a in ARCHITECTURES.values() if not a.uniform_only]
 SHAPE: dict[str, Any] = {
     "vocab_size": 101,
     "hidden_size": 64,

@@ -25,7 +25,7 @@ from pruning.training.data import training_split
 from pruning.training.lora import merged, with_lora
 from pruning.weights.rewriting import rewrite
 
-TRAINED = ("distill", "lora", "lora_distill", "norms")
+TRAINED = ("align", "distill", "lora", "lora_distill", "norms")
 TEXT = "".join(f"Sentence {i} is about the number {i * i}.\n" for i in range(60))
 BEFORE = ("calibrate", "plan", "slice")
 QUICK = {"tokens": 2000, "batch": 4, "learning_rate": 0.003, "checks": 4}
@@ -116,6 +116,14 @@ def test_distillation_leaves_embedding_and_head_alone(base: str, spec: Any, tmp_
     work = run(spec("distill", base), tmp_path / "work", *BEFORE, "recover")
     outside = {"model.embed_tokens.weight", "lm_head.weight"}
     assert moved(work) == weights(work / "slice").keys() - outside
+
+
+@pytest.mark.parametrize(
+    ("base", "head"), [("llama", "model.embed_tokens.weight"), ("mistral", "lm_head.weight")]
+)
+def test_alignment_leaves_the_output_head_alone(base: str, head: str, spec: Any, tmp_path: Path):
+    work = run(spec("align", base), tmp_path / "work", *BEFORE, "recover")
+    assert moved(work) == weights(work / "slice").keys() - {head}
 
 
 @pytest.mark.parametrize("method", ["lora", "lora_distill"])

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
+from pruning.evaluation import load
 from pruning.statistics import streaming
 from pruning.stats import Statistics, collect
 from pruning.weights.checkpoint import Checkpoint
@@ -16,11 +15,10 @@ from pruning.weights.checkpoint import Checkpoint
 
 @pytest.fixture
 def whole(dense_base: Callable[[str], Path]) -> Callable[[str], Any]:
-    def load(name: str) -> Any:
-        path = dense_base(name)
-        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    def make(name: str) -> Any:
+        return load(dense_base(name))
 
-    return load
+    return make
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ MEMBERS = {  # linear → the dimension that is summed away
 }
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2"])
 def test_sequence_gradients_are_those_of_one_backward_per_sequence(
     name: str, whole, streamed, ids: Tensor
 ):

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pruning.geometry import LINEARS
+from pruning.architectures.llama import LINEARS
 from pruning.statistics.lora import RANK, LoraWalk
 from pruning.statistics.streaming import Stream
 from pruning.weights.checkpoint import Checkpoint

@@ -7,12 +7,10 @@ from torch import Tensor, nn
 from pruning.statistics.relevance import Relevance, rules
 
 
-class Norm(nn.Module):
-    """What transformers' RMSNorms look like."""
-
+class RMSNorm(nn.Module):
     def __init__(self, weight: Tensor):
         super().__init__()
-        self.weight, self.variance_epsilon = nn.Parameter(weight), 0.0
+        self.weight = nn.Parameter(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.weight * x * x.square().mean(-1, keepdim=True).rsqrt()
@@ -29,7 +27,7 @@ def under_rules(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def test_a_norm_has_a_constant_root():
     x = torch.tensor([[[3.0, 1.0], [0.5, -2.0]]])
-    norm = Norm(torch.tensor([2.0, 4.0]))
+    norm = RMSNorm(torch.tensor([2.0, 4.0]))
     output, gradient = under_rules(norm, x)
     assert torch.equal(output, norm(x).detach())
     torch.testing.assert_close(gradient[0, 0], torch.tensor([2.0, 4.0]) / 5**0.5)
@@ -117,7 +115,7 @@ def test_values_get_half_and_queries_and_keys_a_quarter_of_the_plain_gradient(wh
         torch.testing.assert_close(ruled[name], plain[name] * factor, rtol=1e-3, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gemma2", "phi3"])
 def test_streamed_relevance_is_that_of_the_whole_model(name: str, whole, streamed, ids: Tensor):
     statistics = streamed(name, "relevance").relevance
     paths = {

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
+from pruning.evaluation import load
 from pruning.statistics import streaming
 from pruning.statistics.grams import Gram, StoredGrams
 from pruning.statistics.walk import (
@@ -23,7 +23,7 @@ from pruning.statistics.walk import (
 from pruning.units import BLOCKS, KINDS, READERS
 from pruning.weights.checkpoint import Checkpoint
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "llama with biases")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "llama with biases")
 
 
 def quiet(fraction: float, message: str) -> None:
@@ -31,7 +31,7 @@ def quiet(fraction: float, message: str) -> None:
 
 
 def whole(base: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    return load(base)
 
 
 def seen_inputs(model: Any, ids: Tensor) -> dict[tuple[int, str], Tensor]:
@@ -82,7 +82,7 @@ def test_each_reader_sees_what_went_through_the_new_readers_before_it(
     blocks, grams = Blocks(checkpoint), dict[tuple[int, str], Gram]()
     generator = torch.Generator().manual_seed(0)
     for layer in range(len(model.model.layers)):
-        blocks.fill(checkpoint.layer(layer))
+        blocks.fill(layer, checkpoint.layer(layer))
         for kind in KINDS:
             module = model.model.layers[layer].get_submodule(f"{BLOCKS[kind]}.{READERS[kind]}")
             outputs, inputs = module.weight.shape
@@ -92,7 +92,7 @@ def test_each_reader_sees_what_went_through_the_new_readers_before_it(
             module.weight.data.zero_()[:, kept] = new
             module.bias = torch.nn.Parameter(bias)
             grams[layer, READERS[kind]] = passage.gram(blocks, kind)
-            passage.read(kind, Reader(inputs, kept, new, bias))
+            passage.read(blocks, kind, Reader(inputs, kept, new, bias))
         passage.finish_layer()
     for key, inputs in seen_inputs(model, ids).items():
         tokens = inputs.flatten(0, 1).double()
@@ -106,12 +106,12 @@ def test_a_skipped_block_adds_nothing(
     checkpoint, model = Checkpoint(dense_base("llama")), whole(dense_base("llama"))
     passage, blocks = Passage(checkpoint, ids, counted(ids, 0), tmp_path), Blocks(checkpoint)
     tensors = checkpoint.layer(0)
-    blocks.fill(tensors)
+    blocks.fill(0, tensors)
     passage.skip("kv_group")
     passage.gram(blocks, "ffn_channel")
-    passage.read("ffn_channel", Reader.dense(tensors, "ffn_channel", blocks.device))
+    passage.read(blocks, "ffn_channel", Reader.dense(tensors, "ffn_channel", blocks.device))
     passage.finish_layer()
-    blocks.fill(checkpoint.layer(1))
+    blocks.fill(1, checkpoint.layer(1))
     found = passage.gram(blocks, "kv_group").products_CC
     model.model.layers[0].self_attn.o_proj.weight.data.zero_()
     tokens = seen_inputs(model, ids)[1, "o_proj"].flatten(0, 1)
@@ -152,7 +152,7 @@ def test_the_goal_is_the_step_to_the_states_of_the_guide(
         Passage(checkpoint, ids, counted(ids, 0), tmp_path / name) for name in ("slim", "dense")
     )
     blocks, tensors = Blocks(checkpoint), checkpoint.layer(0)
-    blocks.fill(tensors)
+    blocks.fill(0, tensors)
     dense = Reader.dense(tensors, "kv_group", blocks.device)
     guide.follow(blocks, "kv_group", dense)
     gram = passage.gram(blocks, "kv_group")

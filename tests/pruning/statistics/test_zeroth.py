@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruning.geometry import LINEARS
+from pruning.architectures.llama import LINEARS
 from pruning.statistics import zeroth
 from pruning.statistics.streaming import Stream
 from pruning.statistics.zeroth import EPSILON, NOISES, ZerothOrder

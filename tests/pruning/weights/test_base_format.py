@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from pruning.architectures.llama import LINEARS
 from pruning.errors import InvalidInput
-from pruning.geometry import LINEARS
 from pruning.weights.base_format import read_base
 
 Q = "model.layers.1.self_attn.q_proj.weight"

@@ -20,6 +20,8 @@ from pruning.recipe import Method
 
 ALL = methods.names("merge")
 RANDOM = ("dare_linear", "dare_ties")
+PUBLISHED = {"feature": "raw", "centroid": "mean", "fit": 0, "energy": False}
+OURS = {"feature": "product", "centroid": "rank_one", "fit": 3, "energy": True}
 
 
 def parts(
@@ -78,6 +80,8 @@ def test_the_order_of_the_atoms_changes_nothing(name: str, seed: int, order: lis
         ("magnitude_prune", {"rank": 9, "density": 1}),
         ("dare_linear", {"rank": 9, "density": 1}),
         ("lego", {"k": 15, "output_reweighting": False}),
+        ("lego", {"k": 15, "output_reweighting": False, **PUBLISHED}),
+        ("lego", {"k": 15, "output_reweighting": False, **OURS}),
     ],
 )
 @settings(max_examples=40, deadline=None)
@@ -149,7 +153,7 @@ TWO = Part(atoms(([0.0, 12.0], [1.0]), ([2.0, 0.0], [3.0])), 1.0, 1)
 
 
 def test_lego_puts_alike_atoms_together_and_tells_which():
-    merged = merge("lego", [ONE, TWO], parameter_reweighting=False)
+    merged = merge("lego", [ONE, TWO], parameter_reweighting=False, **PUBLISHED)
     found = {
         tuple(a.tolist()): b.tolist()
         for a, b in zip(merged.bag.a_RI, merged.bag.b_OR.T, strict=True)
@@ -164,10 +168,60 @@ def test_lego_puts_alike_atoms_together_and_tells_which():
 
 def test_lego_makes_a_centroid_as_long_as_its_members():
     opposite = Part(atoms(([3.0, 0.0], [4.0])), 1.0, 0), Part(atoms(([0.0, 5.0], [0.0])), 1.0, 1)
-    merged = merge("lego", opposite, k=1)  # both 5 long; their mean (1.5, 2.5, 2) is √12.5
+    merged = merge(
+        "lego", opposite, k=1, **PUBLISHED
+    )  # both 5 long; their mean (1.5, 2.5, 2) is √12.5
     atom = torch.cat([merged.bag.a_RI[0], merged.bag.b_OR[:, 0]])
     assert atom.norm() == pytest.approx(5)
     assert close(atom, torch.tensor([1.5, 2.5, 2]) * 5 / 12.5**0.5)
+
+
+def test_lego_finds_atoms_alike_whatever_their_gauge_and_sign():
+    """(a, b) and (-a / 4, -4 b) are one atom; another of the pool is orthogonal to it."""
+    one = Part(atoms(([2.0, 0.0], [1.0, 1.0]), ([0.0, 1.0], [3.0, 0.0])), 1.0, 0)
+    same = Part(atoms(([-0.5, 0.0], [-4.0, -4.0]), ([0.0, 2.0], [1.5, 0.0])), 1.0, 1)
+    merged = merge("lego", [one, same], feature="product", centroid="rank_one")
+    assert {frozenset((o.part, o.atom) for o in own) for own in merged.origins} == {
+        frozenset({(0, 0), (1, 0)}),
+        frozenset({(0, 1), (1, 1)}),
+    }
+    assert close(merged.bag.delta, one.bag.delta)
+
+
+def test_the_best_rank_one_centroid_of_a_cluster_is_as_long_as_its_members():
+    given = Part(atoms(([3.0, 0.0], [1.0])), 1.0, 0), Part(atoms(([0.0, 5.0], [1.0])), 1.0, 1)
+    merged = merge("lego", given, k=1, centroid="rank_one", fit=0, energy=False)
+    wanted = torch.tensor([[3.0, 5.0]])  # the sum is of rank one; its members are 4 long
+    assert close(merged.bag.delta, wanted * 4 / 34**0.5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(ranks=st.lists(st.integers(2, 5), min_size=1, max_size=4), seed=st.integers(0, 99))
+def test_a_fit_leaves_nothing_of_the_mean_along_its_own_rows(ranks: list[int], seed: int):
+    given = parts(ranks, seed=seed)
+    options: dict[str, Any] = {"k": 2, "output_reweighting": False, "energy": False}
+    merged = merge("lego", given, **options).bag
+    mean = total(given) * 2 / sum(ranks)
+    assert close((mean - merged.delta) @ merged.a_RI.T, torch.zeros(9, 2))
+    longer = merge("lego", given, **(options | {"energy": True})).bag
+    assert close(longer.delta, merged.delta * mean.norm() / merged.delta.norm())
+    assert merged.delta.norm() <= mean.norm() * (1 + 1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 99))
+def test_more_rounds_of_fit_bring_lego_closer_to_the_best_approximation_of_its_rank(seed: int):
+    given = parts([3, 3], seed=seed)
+    options: dict[str, Any] = {"k": 2, **OURS, "energy": False, "output_reweighting": False}
+    mean = total(given) * 2 / 6
+    errors = [
+        (merge("lego", given, **(options | {"fit": rounds})).bag.delta - mean).norm()
+        for rounds in (1, 2, 8)
+    ]
+    least = torch.linalg.svdvals(mean)[2:].norm()
+    assert errors[0] * 1.00001 >= errors[1]
+    assert errors[1] * 1.00001 >= errors[2]
+    assert errors[2] * 1.00001 >= least
 
 
 def test_lego_damps_a_result_that_has_more_atoms_than_a_source():

@@ -1,0 +1,1 @@
+"""Coupled channels of any traced torch model: found by propagation, removed together."""
