@@ -1,6 +1,7 @@
 """Memory and time of pruning jobs: peak resident memory of the stages, each in its own process.
 
-Usage: python benchmarks/memory.py [--quick] [--seven-b DIRECTORY [--layers N]] [--json FILE]
+Usage: python benchmarks/memory.py [--quick] [--seven-b [--layers N]] [--work DIRECTORY]
+       [--json FILE]
 
 rss_depth_ratio is the peak of all stages that make the artifact (obs, refit in closed form) on a
 random base of 64 layers over that on one of 8 layers of the same shape; the evaluation, which runs
@@ -8,8 +9,9 @@ both bases whole, is left out of it and stands in the rows.  bundled_seconds is 
 without adapters, one-shot and with its report, on two threads, and bundled_vs_fluctuation how many
 times as long as with FLAP's criterion and bias and without a refit.  rss_7b_gib, only with
 --seven-b, is the same peak on a random fp16 checkpoint of Llama-7B's shape, in shards; it takes
-about an hour of one core and 55 GB in DIRECTORY, where a run that was interrupted is taken up.
---layers makes it shallower.  --quick takes 4 and 16 layers and leaves the bundled model out.
+more than an hour of one core and 55 GB of disk, and --layers makes it shallower.  A run with the
+same DIRECTORY takes up one that was interrupted.  --quick takes 4 and 16 layers and leaves the
+bundled model out.
 """
 
 import argparse
@@ -51,72 +53,81 @@ SEVEN_B = {
     "tie_word_embeddings": False,
 }
 SHARD_BYTES = 2 << 30
+Row = dict[str, Any]
 INDEX = "model.safetensors.index.json"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--seven-b", type=Path, metavar="DIRECTORY")
+    parser.add_argument("--seven-b", action="store_true")
     parser.add_argument("--layers", type=int, default=SEVEN_B["num_hidden_layers"])
+    parser.add_argument("--work", type=Path, help="where bases lie and what was measured")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    figures: dict[str, Any] = {}
-    rows: list[dict[str, Any]] = []
-    peaks = []
-    for depth in (4, 16) if options.quick else (8, 64):
-        rows += run_small(f"{depth} layers", depth)
-        peaks.append(peak(rows, f"{depth} layers"))
-    figures["rss_depth_ratio"] = round(peaks[1] / peaks[0], 3)
-    if not options.quick:
-        seconds, bundled = run_bundled("bundled")
-        flap = {"criterion": {"name": "fluctuation"}, "bias_compensation": True, "recovery": []}
-        seconds_flap, bundled_flap = run_bundled("bundled, fluctuation", **flap)
-        rows += bundled + bundled_flap
-        figures["bundled_seconds"] = seconds
-        figures["bundled_vs_fluctuation"] = round(seconds / seconds_flap, 2)
-    if options.seven_b:
-        case = f"7B, {options.layers} layers"
-        rows += run_seven_b(case, options.seven_b, options.layers)
-        figures["rss_7b_gib"] = round(peak(rows, case) / 1024, 2)
+    with tempfile.TemporaryDirectory() as temporary:
+        figures, rows = measured(options.work or Path(temporary), options)
     print(report.write("memory", figures, rows, options.json))
 
 
-def peak(rows: Sequence[dict[str, Any]], case: str) -> float:
+def measured(work: Path, options: argparse.Namespace) -> tuple[dict[str, Any], list[Row]]:
+    """Figures and rows of all that the options ask for, each case in a folder of its own."""
+    figures: dict[str, Any] = {}
+    rows: list[Row] = []
+    peaks = []
+    for depth in (4, 16) if options.quick else (8, 64):
+        rows += run_small(f"{depth} layers", work, depth)
+        peaks.append(peak(rows, f"{depth} layers"))
+    figures["rss_depth_ratio"] = round(peaks[1] / peaks[0], 3)
+    if not options.quick:
+        flap = {"criterion": {"name": "fluctuation"}, "bias_compensation": True, "recovery": []}
+        bundled = run_bundled("bundled", work)
+        bundled_flap = run_bundled("bundled, fluctuation", work, **flap)
+        rows += bundled + bundled_flap
+        figures["bundled_seconds"] = seconds(bundled)
+        figures["bundled_vs_fluctuation"] = round(seconds(bundled) / seconds(bundled_flap), 2)
+    if options.seven_b:
+        case = f"7B, {options.layers} layers"
+        rows += run_seven_b(case, work, options.layers)
+        figures["rss_7b_gib"] = round(peak(rows, case) / 1024, 2)
+    return figures, rows
+
+
+def peak(rows: Sequence[Row], case: str) -> float:
     """The most that a stage which makes the artifact held, in MiB."""
     return max(r["peak_mib"] for r in rows if r["case"] == case and r["stage"] in MAKING)
 
 
-def run_small(case: str, depth: int) -> list[dict[str, Any]]:
+def seconds(rows: Sequence[Row]) -> float:
+    """Of all stages, one after the other."""
+    return round(sum(row["seconds"] for row in rows), 1)
+
+
+def run_small(case: str, work: Path, depth: int) -> list[Row]:
     """Prune a random base of so many layers; a row per stage."""
-    with tempfile.TemporaryDirectory() as directory:
-        work = Path(directory)
-        write_base(work / "base", {**SMALL, "num_hidden_layers": depth})
-        asked = spec(work / "base", sequences=16, length=256)
-        return run_stages(case, asked, work, (*MAKING, "evaluate"), threads=1)
+    base = write_base(work / case / "base", {**SMALL, "num_hidden_layers": depth})
+    asked = spec(base, sequences=16, length=256)
+    return run_stages(case, asked, work / case, (*MAKING, "evaluate"), threads=1)
 
 
-def run_seven_b(case: str, work: Path, layers: int) -> list[dict[str, Any]]:
+def run_seven_b(case: str, work: Path, layers: int) -> list[Row]:
     """Prune a random base of Llama-7B's shape with so many layers; a row per stage."""
-    if not (work / "base" / INDEX).is_file():
-        write_base(work / "base", {**SEVEN_B, "num_hidden_layers": layers})
-    asked = spec(work / "base", sequences=8, length=128)
-    return run_stages(case, asked, work, MAKING, threads=1)
+    base = write_base(work / case / "base", {**SEVEN_B, "num_hidden_layers": layers})
+    asked = spec(base, sequences=8, length=128)
+    return run_stages(case, asked, work / case, MAKING, threads=1)
 
 
-def run_bundled(case: str, **changes: Any) -> tuple[float, list[dict[str, Any]]]:
-    """Seconds of a job on the bundled model, and its rows."""
-    with tempfile.TemporaryDirectory() as directory:
-        asked = spec(DEMO / "base", sequences=128, length=256, **changes)
-        stages = stages_of(asked.recipe)[:-1]  # what is published stays in the directory
-        started = time.monotonic()
-        rows = run_stages(case, asked, Path(directory), stages, threads=2)
-        return round(time.monotonic() - started, 1), rows
+def run_bundled(case: str, work: Path, **changes: Any) -> list[Row]:
+    """Prune the bundled model and report; a row per stage."""
+    asked = spec(DEMO / "base", sequences=128, length=256, **changes)
+    stages = stages_of(asked.recipe)[:-1]  # nothing is published
+    return run_stages(case, asked, work / case, stages, threads=2)
 
 
 def run_stages(
     case: str, asked: PruneSpec, work: Path, stages: Sequence[str], threads: int
-) -> list[dict[str, Any]]:
+) -> list[Row]:
+    work.mkdir(parents=True, exist_ok=True)
     (work / "spec.json").write_text(asked.model_dump_json())
     rows = []
     for stage in stages:
@@ -169,8 +180,10 @@ def spec(base: Path, sequences: int, length: int, **changes: Any) -> PruneSpec:
     )
 
 
-def write_base(directory: Path, shape: Mapping[str, int]) -> None:
-    """A random fp16 Llama with the bundled tokenizer, written tensor by tensor."""
+def write_base(directory: Path, shape: Mapping[str, int]) -> Path:
+    """A random fp16 Llama with the bundled tokenizer, unless it is there; its directory."""
+    if (directory / INDEX).is_file():
+        return directory
     config = json.loads((DEMO / "base" / "config.json").read_text())
     config |= {"head_dim": shape["hidden_size"] // shape["num_attention_heads"], **shape}
     directory.mkdir(parents=True, exist_ok=True)
@@ -189,6 +202,7 @@ def write_base(directory: Path, shape: Mapping[str, int]) -> None:
 
     entries = [entry(name, dims) for name, dims in expected(Geometry.from_config(config))]
     write_shards(directory, entries)
+    return directory
 
 
 def write_shards(directory: Path, entries: Sequence[Entry]) -> None:

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm.lora.layers import LoRAMapping
+from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.lora_model import LoRAModel
-from vllm.lora.model_manager import LRUCacheLoRAModelManager
+from vllm.lora.model_manager import LoRAModelManager, LRUCacheLoRAModelManager
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.platforms import current_platform
 
@@ -38,7 +39,22 @@ SIGNATURES = {  # of a wrapper, as far as we rely on them
     "add_lora_linear": ["self", "y", "x", "lora_a_stacked", "lora_b_stacked", "scale"]
     + ["output_slices"],
 }
-ATTRIBUTES = ("modules", "punica_wrapper_mapping", "lora_index_to_id")  # of the manager of slots
+PHRASES: dict[type, tuple[str, ...]] = {  # in the source of a class, as far as we rely on them
+    LoRAModelManager: (
+        "self.modules",
+        "self.packed_modules",
+        "self.punica_wrapper_mapping",
+        "self.lora_index_to_id",
+        "new_module.set_mapping(punica_wrapper)",
+        "self._create_merged_loras_inplace(",
+    ),
+    BaseLinearLayerWithLoRA: (
+        "self.lora_a_stacked = tuple(",
+        "self.lora_b_stacked = tuple(",
+        "self.punica_wrapper.add_lora_linear(",
+        "self.lora_a_stacked, self.lora_b_stacked, 1.0, self.output_slices",
+    ),
+}
 
 
 class PackedLinears:
@@ -267,6 +283,8 @@ def fits(kind: str) -> bool:
         all(begins(getattr(theirs, method), names) for method, names in SIGNATURES.items())
         and begins(manager.activate_adapter, ["self", "lora_id"])
         and "vllm_config" in inspect.signature(manager.__init__).parameters
-        and all(f"self.{name}" in inspect.getsource(manager.__mro__[1]) for name in ATTRIBUTES)
+        and all(
+            phrase in inspect.getsource(cls) for cls, found in PHRASES.items() for phrase in found
+        )
         and LRUCacheWorkerLoRAManager._manager_cls in (manager, PackingLoRAManager)
     )

@@ -260,6 +260,15 @@ def test_a_vllm_that_calls_it_otherwise_is_left_alone_with_one_line(
     assert ["unknown to us" in line for line in said] == [True]
 
 
+@pytest.mark.parametrize("cls", list(punica.PHRASES))
+def test_a_vllm_whose_slots_or_linears_work_otherwise_is_unknown(
+    monkeypatch: pytest.MonkeyPatch, cls: type
+):
+    monkeypatch.setitem(punica.PHRASES, cls, ("something else",))
+    assert not punica.fits("cpu")
+    assert not punica.fits("gpu")
+
+
 @pytest.mark.parametrize("built", [False, True])
 def test_a_gpu_gets_our_wrapper_where_its_kernels_were_built(
     monkeypatch: pytest.MonkeyPatch, said: list[str], built: bool
