@@ -8,7 +8,7 @@ from pruning.progress import Progress
 from pruning.recipe import Recipe
 from pruning.registry import LayerScores, LayerView, criterion
 from pruning.stats import Statistics
-from pruning.units import KINDS
+from pruning.units import KINDS, Kind
 from pruning.weights.checkpoint import Checkpoint
 from pruning.weights.tensors import block_of
 
@@ -23,7 +23,7 @@ def score_layers(
     """One layer's weights in memory at a time; with a `state`, a kill costs one layer's scores."""
     score, _, params = criterion(recipe.criterion)
     num_layers = len(checkpoint.geometry.layers)
-    kinds = (*KINDS, *({"query_head"} & set(recipe.units)))
+    kinds: tuple[Kind, ...] = (*KINDS, "query_head") if "query_head" in recipe.units else KINDS
     linears = checkpoint.geometry.architecture.linears
     scores: list[LayerScores] = []
     for layer in range(num_layers):

@@ -32,10 +32,11 @@ def reader(layer: LayerView, kind: Kind) -> Member:
 
 def by_unit(channels_C: Tensor, member: Member) -> Tensor:
     """Channels in float64, unit by unit; (U, channels of a unit), further axes behind."""
+    rest = channels_C.shape[1:]
     parts = [
         channels_C[span.start : span.start + member.units * span.channels]
         .double()
-        .unflatten(0, (member.units, span.channels))
+        .reshape(member.units, span.channels, *rest)
         for span in member.spans
     ]
     return torch.cat(parts, dim=1)

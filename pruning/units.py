@@ -13,6 +13,12 @@ KINDS: tuple[Kind, ...] = ("kv_group", "ffn_channel")  # the widest units of eac
 BLOCKS: dict[Kind, str] = {"kv_group": "self_attn", "ffn_channel": "mlp"}
 READERS: dict[Kind, str] = {"kv_group": "o_proj", "ffn_channel": "down_proj"}  # weigh the units
 
+_OWNED: Mapping[Kind, tuple[Part, ...]] = {  # the parts of writers that units of a kind have
+    "kv_group": ("query", "key", "value"),
+    "query_head": ("query",),
+    "ffn_channel": ("gate", "up"),
+}
+
 
 @dataclass(frozen=True)
 class Span:
@@ -59,11 +65,7 @@ def members(geometry: Geometry, layer: int, kind: Kind) -> tuple[Member, ...]:
 def _members(geometry: Geometry, layer: int, kind: Kind) -> Iterator[Member]:
     architecture = geometry.architecture
     block: Block = architecture.mlp if kind == "ffn_channel" else architecture.attention
-    owned: tuple[Part, ...] = {
-        "ffn_channel": ("gate", "up"),
-        "kv_group": ("query", "key", "value"),
-        "query_head": ("query",),
-    }[kind]
+    owned = _OWNED[kind]
     units = num_units(geometry, layer, kind)
     for writer in block.writers:
         start, spans = 0, []
@@ -99,7 +101,9 @@ class Selection:
 def selections(geometry: Geometry, layer: int, plan: LayerPlan) -> Mapping[str, Selection]:
     """What of each linear stays; linears of removed blocks are absent."""
     chosen: dict[str, Selection] = {}
-    for kind, kept in (("kv_group", plan.kv_groups), ("ffn_channel", plan.ffn_channels)):
+    kept_units: dict[Kind, tuple[int, ...]]
+    kept_units = {"kv_group": plan.kv_groups, "ffn_channel": plan.ffn_channels}
+    for kind, kept in kept_units.items():
         for member in members(geometry, layer, kind) if kept else ():
             chosen[member.linear] = Selection(member.axis, tuple(member.indices(kept)))
     if plan.kv_groups and plan.query_heads is not None:

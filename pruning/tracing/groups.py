@@ -74,15 +74,15 @@ def _stored(program: torch.export.ExportedProgram, labels: Labels) -> dict[str, 
 
 
 def _called(labels: Labels, node: torch.fx.Node, seen: Mapping[str, Any]) -> Any:
-    arguments = torch.fx.node.map_arg(node.args, lambda n: seen.get(n.name))
+    arguments: Any = torch.fx.node.map_arg(node.args, lambda n: seen.get(n.name))
     if node.target is operator.getitem:
         whole, index = arguments
         return whole[index]
     out = node.meta.get("val")
-    axes = propagate(labels, node.target, out, arguments)
+    axes: Any = propagate(labels, node.target, out, arguments)
     if isinstance(out, (list, tuple)):
         return [Shaped(_sizes(part), a) for part, a in zip(out, axes, strict=True)]
-    return Shaped(_sizes(out), axes)  # type: ignore[arg-type]
+    return Shaped(_sizes(out), axes)
 
 
 def _sizes(value: Any) -> tuple[int, ...]:

@@ -113,7 +113,8 @@ def _matched(before: Sequence[int], after: Sequence[int]) -> Iterable[tuple[list
     """Runs of axes of two shapes that hold the same elements, as short as can be."""
     i = j = 0
     while i < len(before) or j < len(after):
-        left, right = [], []
+        left: list[int] = []
+        right: list[int] = []
         size_left = size_right = 1
         while not left or not right or size_left != size_right:
             if i < len(before) and (size_left <= size_right or j == len(after)):

@@ -41,13 +41,13 @@ def remove(model: nn.Module, groups: Sequence[Group]) -> None:
         for place, channels in group.channels.items():
             leaving[place].update(channels)
     narrowed: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # tied tensors stay tied
-    for (name, axis), channels in leaving.items():
+    for (name, axis), gone in leaving.items():
         path, _, attribute = name.rpartition(".")
         module = model.get_submodule(path)
         stored: Tensor = getattr(module, attribute)
         key = id(stored), axis
         if key not in narrowed:
-            narrowed[key] = stored, _narrow(name, stored, axis, channels)
+            narrowed[key] = stored, _narrow(name, stored, axis, gone)
         narrow = narrowed[key][1]
         setattr(module, attribute, narrow)
         if attribute == "weight":

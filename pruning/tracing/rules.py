@@ -52,7 +52,11 @@ def _flat(arguments: Any) -> list[Any]:
 
 def _unlabelled(out: Any) -> Result:
     if isinstance(out, (list, tuple)):
-        return [[None] * getattr(part, "ndim", 0) for part in out]
+        return [_without_labels(part) for part in out]
+    return _without_labels(out)
+
+
+def _without_labels(out: Any) -> Axes:
     return [None] * getattr(out, "ndim", 0)
 
 
