@@ -75,7 +75,8 @@ def _features(pool: Bag, params: LegoParams) -> Tensor:
     a_PI, b_PO = a_PI.double(), b_PO.double()  # rounding must stay below the jitter
     gram_PP = (a_PI @ a_PI.T) * (b_PO @ b_PO.T)
     gram_PP.diagonal().add_(JITTER)
-    return torch.linalg.cholesky(gram_PP).float()
+    factor_PP: Tensor = torch.linalg.cholesky(gram_PP)
+    return factor_PP.float()
 
 
 def _by_content(pool: Bag) -> Tensor:
@@ -123,9 +124,8 @@ def _rank_one(members: Bag, params: LegoParams) -> Bag:
 def _lengths(bag: Bag, params: LegoParams) -> Tensor:
     """Of every b aᵀ; (P,)."""
     order = {"l2": 2.0, "inf": math.inf}[params.norm]
-    lengths_a, lengths_b = (
-        torch.linalg.vector_norm(side, order, dim=1) for side in (bag.a_RI, bag.b_OR.T)
-    )
+    lengths_a: Tensor = torch.linalg.vector_norm(bag.a_RI, order, dim=1)
+    lengths_b: Tensor = torch.linalg.vector_norm(bag.b_OR, order, dim=0)
     return lengths_a * lengths_b
 
 
