@@ -41,6 +41,10 @@ class Text(Origin):
     sources: tuple[Source, ...] = Field((), max_length=256, description="instead of one origin")
     sequences: int = Field(128, ge=1, le=MOST_SEQUENCES)
     length: int = Field(256, ge=8, le=131072, description="tokens per sequence")
+    select: Literal["random", "prototypes", "easy", "hard"] = Field(
+        "random", description="which sequences of a pool calibrate, by their embeddings"
+    )
+    pool: int = Field(512, ge=1, le=MOST_SEQUENCES, description="sequences to select from")
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Text":
@@ -209,6 +213,17 @@ class Recipe(_Frozen):
     )
     evaluation: Text
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _calibration_selects(self) -> "Recipe":
+        others = [
+            self.training,
+            self.evaluation,
+            *(self.fleet.texts.values() if self.fleet else ()),
+        ]
+        if any(text and text.select != "random" for text in others):
+            raise ValueError("only the calibration text selects; leave select out of the others")
+        return self
 
     @model_validator(mode="after")
     def _one_evaluation(self) -> "Recipe":
