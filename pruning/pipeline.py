@@ -15,21 +15,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pruning import fleet
+from pruning import fleet, latency
 from pruning.adapters.carry import Cut, carry
 from pruning.allocation import budget
 from pruning.allocation.solve import problem, solve
-from pruning.approach import approach, share_of, targets_of
+from pruning.approach import aimed, approach, share_of, targets_of
 from pruning.export import slim_config
 from pruning.geometry import Geometry
 from pruning.importance import score_layers
-from pruning.jobs.outputs import base_to_cut, slim_base
+from pruning.jobs.outputs import LATENCY, base_to_cut, slim_base, timed
 from pruning.jobs.resuming import kept_in
 from pruning.methods import resolve
 from pruning.methods.entry import Statistic
 from pruning.plan import Plan
 from pruning.progress import Progress, part
-from pruning.recipe import PruneSpec
+from pruning.recipe import PruneSpec, Recipe
 from pruning.registry import RecoveryContext, recovery
 from pruning.repair import repair
 from pruning.slicing import slice_base
@@ -61,6 +61,7 @@ def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     allocation, spread = resolve("allocator", recipe.allocator)
     needs = means.union(entry.needs, params.needs, allocation.needs, spread.needs, *repairs)
     own = part(progress, 0, 1 / (1 + len(spec.adapters))) if recipe.fleet else progress
+    _measure_latency(checkpoint, recipe, out, progress)
     path, ids_ST = out / "statistics.safetensors", _sequences(spec, out, progress)
     save_file({"ids": ids_ST}, out / SEQUENCES)
     state = _state(spec, work, "calibrate")
@@ -74,7 +75,9 @@ def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
 def plan(spec: PruneSpec, work: Path, progress: Progress) -> None:
     """Score every unit, decide how many each layer keeps, and take the best."""
     out = _begin(work, "plan")
-    recipe, checkpoint = spec.recipe, Checkpoint(base_to_cut(spec, work))
+    recipe = timed(aimed(spec, work).recipe, work)
+    checkpoint = Checkpoint(base_to_cut(spec, work))
+    budget.check(checkpoint.geometry, recipe)  # a latency can be judged only now
     statistics = _statistics(work)
     scoring, deciding = part(progress, 0, 0.5), part(progress, 0.5, 1)
     state = _state(spec, work, "plan")
@@ -185,6 +188,13 @@ def _check(spec: PruneSpec, checkpoint: Checkpoint) -> None:
             check_length(checkpoint.config, text, f"fleet.texts.{name}")
 
 
+def _measure_latency(checkpoint: Checkpoint, recipe: Recipe, out: Path, progress: Progress) -> None:
+    """Leave measured times where `timed` looks for them, if the recipe is about a latency."""
+    if recipe.size and recipe.size.latency_ms:
+        found = recipe.size.table or latency.table(checkpoint, recipe, part(progress, 0, 0.1))
+        (out / LATENCY).write_text(found.model_dump_json() + "\n")
+
+
 def _sequences(spec: PruneSpec, out: Path, progress: Progress) -> Tensor:
     """The calibration sequences: drawn, or selected from a pool that is drawn."""
     text, seed, tokenizer = spec.recipe.calibration, spec.recipe.seed, load_tokenizer(spec.base)
@@ -197,7 +207,8 @@ def _sequences(spec: PruneSpec, out: Path, progress: Progress) -> Tensor:
 
 def _calibration_ids(work: Path) -> Tensor:
     """The sequences that `calibrate` drew."""
-    return load_file(work / "calibrate" / SEQUENCES)["ids"]
+    ids_ST: Tensor = load_file(work / "calibrate" / SEQUENCES)["ids"]
+    return ids_ST
 
 
 def _statistics(work: Path) -> Statistics:
