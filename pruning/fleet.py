@@ -6,7 +6,7 @@ the maximum, a unit leaves only when no tenant misses it; by the mean, when all 
 least.  Tenants are streamed one after the other, a layer at a time, and so are their weights.
 """
 
-# Shape suffixes:  T = tenants,  U = units.
+# Shape suffixes:  T = tenants, but tokens beside S = sequences,  U = units.
 
 from collections.abc import Collection, Sequence
 from dataclasses import fields
@@ -53,21 +53,23 @@ class Tenant(Checkpoint):
 def calibrate(
     spec: PruneSpec,
     needs: Collection[Statistic],
+    common_ST: Tensor,
     destination: Path,
     state: Path,
     progress: Progress,
 ) -> None:
     """Collect the statistics of every adapter that weighs anything, into NAME.safetensors.
 
-    An adapter without a text of its own is shown the recipe's calibration text.  What is in `state`
-    survives a kill.
+    An adapter without a text of its own is shown the calibration sequences, `common_ST`.  What is
+    in `state` survives a kill.
     """
     assert spec.recipe.fleet is not None
     weights = _weights(spec, spec.recipe.fleet)
     destination.mkdir()
     for number, name in enumerate(weights):
         tenant = Tenant(spec.base, spec.adapters[name], name)
-        ids_ST = _ids(spec, spec.recipe.fleet, name)
+        ids_ST = _own_ids(spec, spec.recipe.fleet, name)
+        ids_ST = common_ST if ids_ST is None else ids_ST
         here = part(progress, number / len(weights), (number + 1) / len(weights))
         path = destination / f"{name}.safetensors"
         collect_into(path, tenant, ids_ST, needs, spec.recipe.sink_tokens, state / name, here)
@@ -99,12 +101,11 @@ def _weights(spec: PruneSpec, fleet: Fleet) -> dict[str, float]:
     return {name: weight for name, weight in given.items() if weight}
 
 
-def _ids(spec: PruneSpec, fleet: Fleet, name: str) -> Tensor:
-    tokenizer, seed = load_tokenizer(spec.base), spec.recipe.seed
+def _own_ids(spec: PruneSpec, fleet: Fleet, name: str) -> Tensor | None:
     if text := fleet.texts.get(name):
-        field = f"fleet.texts.{name}"
-        return calibration_ids(tokenizer, spec.fleet_texts[name], text, seed, field)
-    return calibration_ids(tokenizer, spec.calibration, spec.recipe.calibration, seed)
+        tokenizer, field = load_tokenizer(spec.base), f"fleet.texts.{name}"
+        return calibration_ids(tokenizer, spec.fleet_texts[name], text, spec.recipe.seed, field)
+    return None
 
 
 def combine(

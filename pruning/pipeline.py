@@ -12,29 +12,33 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pruning import fleet
+from pruning import fleet, latency
 from pruning.adapters.carry import Cut, carry
 from pruning.allocation import budget
 from pruning.allocation.solve import problem, solve
-from pruning.approach import approach, share_of, targets_of
+from pruning.approach import aimed, approach, share_of, targets_of
 from pruning.export import slim_config
 from pruning.geometry import Geometry
 from pruning.importance import score_layers
-from pruning.jobs.outputs import base_to_cut, slim_base
+from pruning.jobs.outputs import LATENCY, base_to_cut, slim_base, timed
 from pruning.jobs.resuming import kept_in
 from pruning.methods import resolve
 from pruning.methods.entry import Statistic
 from pruning.plan import Plan
 from pruning.progress import Progress, part
-from pruning.recipe import PruneSpec
+from pruning.recipe import PruneSpec, Recipe
 from pruning.registry import RecoveryContext, recovery
 from pruning.repair import repair
 from pruning.slicing import slice_base
 from pruning.stats import Statistics, collect_into
+from pruning.subset import subset
 from pruning.text import calibration_ids, check_length, load_tokenizer
 from pruning.weights.checkpoint import Checkpoint
+
+SEQUENCES = "sequences.safetensors"  # what calibrated, as token ids
 
 Stage = Callable[[PruneSpec, Path, Progress], None]
 
@@ -57,19 +61,23 @@ def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     allocation, spread = resolve("allocator", recipe.allocator)
     needs = means.union(entry.needs, params.needs, allocation.needs, spread.needs, *repairs)
     own = part(progress, 0, 1 / (1 + len(spec.adapters))) if recipe.fleet else progress
-    path, ids_ST = out / "statistics.safetensors", _calibration_ids(spec)
+    _measure_latency(checkpoint, recipe, out, progress)
+    path, ids_ST = out / "statistics.safetensors", _sequences(spec, out, progress)
+    save_file({"ids": ids_ST}, out / SEQUENCES)
     state = _state(spec, work, "calibrate")
     collect_into(path, checkpoint, ids_ST, needs, recipe.sink_tokens, state / "base", own)
     if recipe.fleet:
         rest = part(progress, 1 / (1 + len(spec.adapters)), 1)
         own_needs = entry.needs | params.needs
-        fleet.calibrate(spec, own_needs, out / "fleet", state / "fleet", rest)
+        fleet.calibrate(spec, own_needs, ids_ST, out / "fleet", state / "fleet", rest)
 
 
 def plan(spec: PruneSpec, work: Path, progress: Progress) -> None:
     """Score every unit, decide how many each layer keeps, and take the best."""
     out = _begin(work, "plan")
-    recipe, checkpoint = spec.recipe, Checkpoint(base_to_cut(spec, work))
+    recipe = timed(aimed(spec, work).recipe, work)
+    checkpoint = Checkpoint(base_to_cut(spec, work))
+    budget.check(checkpoint.geometry, recipe)  # a latency can be judged only now
     statistics = _statistics(work)
     scoring, deciding = part(progress, 0, 0.5), part(progress, 0.5, 1)
     state = _state(spec, work, "plan")
@@ -78,7 +86,7 @@ def plan(spec: PruneSpec, work: Path, progress: Progress) -> None:
         scores = fleet.scores(spec, statistics, calibrated, state, scoring)
     else:
         scores = score_layers(checkpoint, statistics, recipe, scoring, state)
-    ids = partial(_calibration_ids, spec)
+    ids = partial(_calibration_ids, work)
     chosen = solve(problem(checkpoint, recipe, scores, statistics, ids, deciding))
     slim_config(checkpoint.config, chosen, recipe.export)  # refuse an impossible export here
     (out / "plan.json").write_text(chosen.model_dump_json() + "\n")
@@ -102,7 +110,7 @@ def recover(spec: PruneSpec, work: Path, progress: Progress) -> None:
         Checkpoint(base_to_cut(spec, work)),
         _plan(work),
         _statistics(work),
-        _calibration_ids(spec),
+        _calibration_ids(work),
         source=work / "slice" / "model",
         destination=out / "model",
         state=work / "recover.state",
@@ -121,7 +129,7 @@ def carry_(spec: PruneSpec, work: Path, progress: Progress) -> None:
     if spec.adapters and (spec.recipe.carry == "refit" or spec.recipe.carry_distill):
         from pruning.adapters.carrying import carry_all  # as for `evaluate`
 
-        base, ids_ST = slim_base(spec, work), _calibration_ids(spec)
+        base, ids_ST = slim_base(spec, work), _calibration_ids(work)
         carry_all(spec, cut, base, ids_ST, out / "adapters", work / "carry.state", progress)
         return
     for done, (name, source) in enumerate(sorted(spec.adapters.items())):
@@ -180,9 +188,27 @@ def _check(spec: PruneSpec, checkpoint: Checkpoint) -> None:
             check_length(checkpoint.config, text, f"fleet.texts.{name}")
 
 
-def _calibration_ids(spec: PruneSpec) -> Tensor:
-    recipe, tokenizer = spec.recipe, load_tokenizer(spec.base)
-    return calibration_ids(tokenizer, spec.calibration, recipe.calibration, recipe.seed)
+def _measure_latency(checkpoint: Checkpoint, recipe: Recipe, out: Path, progress: Progress) -> None:
+    """Leave measured times where `timed` looks for them, if the recipe is about a latency."""
+    if recipe.size and recipe.size.latency_ms:
+        found = recipe.size.table or latency.table(checkpoint, recipe, part(progress, 0, 0.1))
+        (out / LATENCY).write_text(found.model_dump_json() + "\n")
+
+
+def _sequences(spec: PruneSpec, out: Path, progress: Progress) -> Tensor:
+    """The calibration sequences: drawn, or selected from a pool that is drawn."""
+    text, seed, tokenizer = spec.recipe.calibration, spec.recipe.seed, load_tokenizer(spec.base)
+    if text.select == "random":
+        return calibration_ids(tokenizer, spec.calibration, text, seed)
+    pool = text.model_copy(update={"sequences": max(text.pool, text.sequences)})
+    pool_ST = calibration_ids(tokenizer, spec.calibration, pool, seed)
+    return subset(Checkpoint(spec.base), pool_ST, text, seed, out, progress)
+
+
+def _calibration_ids(work: Path) -> Tensor:
+    """The sequences that `calibrate` drew."""
+    ids_ST: Tensor = load_file(work / "calibrate" / SEQUENCES)["ids"]
+    return ids_ST
 
 
 def _statistics(work: Path) -> Statistics:

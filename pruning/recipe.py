@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from pruning.allocation.latency import LatencyTable
 from pruning.errors import InvalidInput
 from pruning.sources import NAME as NAME
 from pruning.sources import Name as Name
@@ -41,6 +42,10 @@ class Text(Origin):
     sources: tuple[Source, ...] = Field((), max_length=256, description="instead of one origin")
     sequences: int = Field(128, ge=1, le=MOST_SEQUENCES)
     length: int = Field(256, ge=8, le=131072, description="tokens per sequence")
+    select: Literal["random", "prototypes", "easy", "hard"] = Field(
+        "random", description="which sequences of a pool calibrate, by their embeddings"
+    )
+    pool: int = Field(512, ge=1, le=MOST_SEQUENCES, description="sequences to select from")
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Text":
@@ -86,21 +91,53 @@ class Floors(_Frozen):
         return own.kv_groups or self.kv_groups, own.ffn_fraction or self.ffn_fraction
 
 
+Measure = Literal["parameters", "bytes", "latency_ms"]
+
+
 class Size(_Frozen):
-    """How large the slim base shall be: so many parameters, or so many bytes."""
+    """How large the slim base shall be: so many parameters or bytes, or how fast."""
 
     parameters: int | None = Field(None, ge=1, description="embedding and output head included")
     bytes: int | None = Field(None, ge=1, description="of the weights and of the KV cache")
-    context: int = Field(0, ge=0, description="tokens in the KV cache that counts for `bytes`")
+    latency_ms: float | None = Field(None, gt=0, description="of a decoding step of the worker's")
+    context: int = Field(
+        0, ge=0, description="tokens in the KV cache that counts for `bytes` and `latency_ms`"
+    )
     value_bytes: float = Field(
         2, gt=0, description="bytes of a weight, and of a cached key or value, for `bytes`"
+    )
+    batch: int = Field(1, ge=1, le=4096, description="sequences of a step, for `latency_ms`")
+    table: LatencyTable | None = Field(
+        None, description="measured times, for `latency_ms`; the worker measures where not given"
     )
 
     @model_validator(mode="after")
     def _one(self) -> "Size":
-        if (self.parameters is None) == (self.bytes is None):
-            raise ValueError("give either parameters or bytes")
+        if sum(amount is not None for amount in self._amounts.values()) != 1:
+            raise ValueError("give either parameters, bytes or latency_ms")
         return self
+
+    @property
+    def _amounts(self) -> dict[Measure, float | None]:
+        return {
+            "parameters": self.parameters,
+            "bytes": self.bytes,
+            "latency_ms": self.latency_ms,
+        }
+
+    @property
+    def measure(self) -> Measure:
+        """What it is given in."""
+        return next(name for name, amount in self._amounts.items() if amount is not None)
+
+    @property
+    def amount(self) -> float:
+        """How much of the measure."""
+        return self._amounts[self.measure] or 0
+
+    def aiming_at(self, amount: int) -> "Size":
+        """The same measure, another size."""
+        return self.model_copy(update={self.measure: amount})
 
 
 class Blocks(_Frozen):
@@ -211,6 +248,17 @@ class Recipe(_Frozen):
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
+    def _calibration_selects(self) -> "Recipe":
+        others = [
+            self.training,
+            self.evaluation,
+            *(self.fleet.texts.values() if self.fleet else ()),
+        ]
+        if any(text and text.select != "random" for text in others):
+            raise ValueError("only the calibration text selects; leave select out of the others")
+        return self
+
+    @model_validator(mode="after")
     def _one_evaluation(self) -> "Recipe":
         if self.evaluation.sources:
             raise ValueError("evaluation has one origin; give no sources")
@@ -231,6 +279,8 @@ class Recipe(_Frozen):
             return f"{self.target:.1%} of the parameters outside of the embedding removed"
         if self.size.parameters is not None:
             return f"{self.size.parameters:,} parameters"
+        if self.size.latency_ms is not None:
+            return f"{self.size.latency_ms:g} ms for a decoding step"
         return f"{self.size.bytes:,} bytes with the KV cache of {self.size.context:,} tokens"
 
 

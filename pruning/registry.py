@@ -108,6 +108,18 @@ class Schedule(Protocol):
     def __call__(self, target: float, params: Any) -> list[float]: ...
 
 
+class Approach(Protocol):
+    """Leaves the base that the last cut is made of at `lifted_base(work)`."""
+
+    def __call__(
+        self,
+        spec: PruneSpec,
+        work: Path,
+        stages: Mapping[str, Callable[[PruneSpec, Path, Progress], None]],
+        progress: Progress,
+    ) -> None: ...
+
+
 def criterion(method: Method) -> tuple[Criterion, MethodEntry, Params]:
     """The code of a criterion, its entry and its parameters.  Raises InvalidInput."""
     entry, params = resolve("criterion", method)
@@ -142,6 +154,12 @@ def schedule(method: Method) -> tuple[Schedule, MethodEntry, Params]:
     """The code of a schedule, its entry and its parameters.  Raises InvalidInput."""
     entry, params = resolve("schedule", method)
     return cast(Schedule, _module(entry).targets), entry, params
+
+
+def own_approach(method: Method) -> Approach | None:
+    """What a schedule does before the last cut, if that is not a number of cuts."""
+    entry, _ = resolve("schedule", method)
+    return cast(Approach | None, getattr(_module(entry), "approach", None))
 
 
 def _module(entry: MethodEntry) -> Any:

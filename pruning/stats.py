@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pruning.architectures.layout import Block
+from pruning.errors import InvalidInput
 from pruning.methods.entry import Statistic
 from pruning.progress import Progress, part
 from pruning.statistics.absolute import AbsoluteMeans
 from pruning.statistics.gradients import Saliency as Saliency
 from pruning.statistics.gradients import SequenceGradients
-from pruning.statistics.grams import StoredGrams
+from pruning.statistics.grams import StoredGrams, SummedGrams
 from pruning.statistics.guided import guided_grams
 from pruning.statistics.influence import WHOLE, Influence
 from pruning.statistics.lora import LoraSaliency
@@ -104,6 +105,30 @@ class Statistics:
     grams: Mapping[Key, Tensor] = field(default_factory=dict)
     guided_grams: Mapping[Key, Tensor] = field(default_factory=dict)
 
+    def merge(self, other: "Statistics") -> "Statistics":
+        """Those of both sets of sequences together, as if one pass had seen them all.
+
+        Raises InvalidInput on `sites` where the two differ in what they hold, or hold what is no
+        sum over tokens or sequences, such as gradients of a whole set.
+        """
+        merged: dict[str, Any] = {}
+        for statistic in fields(self):
+            name, mine, theirs = (
+                statistic.name,
+                *(getattr(s, statistic.name) for s in (self, other)),
+            )
+            if set(mine) != set(theirs):
+                raise InvalidInput(
+                    "sites", f"{name} were collected of different layers; use one base"
+                )
+            if mine and name not in (*_SUMS, "grams"):
+                raise InvalidInput(
+                    "sites", f"{name} are no sums and cannot be merged; sums are {', '.join(_SUMS)}"
+                )
+            if name != "grams":
+                merged[name] = {key: record.merge(theirs[key]) for key, record in mine.items()}
+        return Statistics(**merged, grams=SummedGrams(self.grams, other.grams))
+
     def save(self, path: Path) -> None:
         tensors: dict[str, Tensor] = {}
         for statistic in fields(self):
@@ -133,6 +158,7 @@ class Statistics:
         )
 
 
+_SUMS = ("moments", "absolute_means", "relevance", "influence")  # and Grams
 _RECORDS: Mapping[str, Callable[..., Any]] = {
     "moments": Moments,
     "saliency": Saliency,

@@ -196,8 +196,10 @@ def check(geometry: Geometry, recipe: Recipe) -> None:
     methods.resolve("criterion", recipe.criterion)
     methods.resolve("allocator", recipe.allocator)
     methods.resolve("schedule", recipe.schedule)
-    if recipe.size and recipe.schedule.name != "one_shot":
-        raise InvalidInput("schedule", "it nears a target, not a size; give target, or one_shot")
+    if recipe.schedule.name == "soft_shrink" and "distill" not in [m.name for m in recipe.recovery]:
+        raise InvalidInput("schedule", "soft_shrink distils while it shrinks; recover by distill")
+    if recipe.size and recipe.size.latency_ms and recipe.schedule.name != "one_shot":
+        raise InvalidInput("schedule", "a latency is reached in one cut; choose one_shot")
     if recipe.fleet and recipe.schedule.name != "one_shot":
         raise InvalidInput("schedule", "a fleet is scored on the dense base; choose one_shot")
     for position, method in enumerate(recipe.recovery):
@@ -292,6 +294,8 @@ def _check_memory(geometry: Geometry, recipe: Recipe) -> None:
 
 
 def _check_target(geometry: Geometry, recipe: Recipe) -> None:
+    if recipe.size is not None and recipe.size.latency_ms is not None and recipe.size.table is None:
+        return  # nobody knows before it is measured
     space, wanted = any_space(geometry, recipe), targets.wanted(geometry, recipe)
     blocks = wanted - space.wanted
     most = blocks + space.room
@@ -313,17 +317,21 @@ def _check_target(geometry: Geometry, recipe: Recipe) -> None:
 
 
 def _check_size(size: Size, largest: float, smallest: float) -> None:
-    measure = "bytes" if size.parameters is None else "parameters"
-    asked = size.parameters or size.bytes or 0
+    measure, asked = size.measure, size.amount
+    if measure == "latency_ms":
+        smallest = math.ceil(smallest / targets.NANOSECONDS * 1e4) / 1e4
+        largest = math.floor(largest / targets.NANOSECONDS * 1e4) / 1e4
+    else:
+        smallest, largest = math.ceil(smallest), math.floor(largest)
     if asked < smallest:
-        reach = f"the smallest reachable size is {math.ceil(smallest)} {measure}"
         raise InvalidInput(
             f"size.{measure}",
-            f"{reach} with these units, blocks and floors",
+            f"the smallest reachable size is {smallest} {measure} with these units, blocks and "
+            "floors",
             code="target_unreachable",
         )
     if asked > largest:
         raise InvalidInput(
             f"size.{measure}",
-            f"at most {math.floor(largest)}, the base without blocks and query heads that leave",
+            f"at most {largest}, the base without blocks and query heads that leave",
         )

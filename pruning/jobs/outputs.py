@@ -2,12 +2,26 @@
 
 from pathlib import Path
 
-from pruning.recipe import PruneSpec
+from pruning.allocation.latency import LatencyTable
+from pruning.recipe import PruneSpec, Recipe
+
+LATENCY = "latency.json"  # times by which `plan` reaches a latency, in WORK/calibrate
+ROUNDS = "rounds.json"  # what the schedule until_stop leaves of itself in WORK/schedule
 
 
 def lifted_base(work: Path) -> Path:
     """Where the earlier cuts of a schedule leave what they made, in the dense geometry."""
     return work / "schedule" / "base"
+
+
+def timed(recipe: Recipe, work: Path) -> Recipe:
+    """The recipe with the times that `calibrate` measured or was given, if it needs any."""
+    measured = work / "calibrate" / LATENCY
+    if recipe.size is None or not measured.is_file():
+        return recipe
+    table = LatencyTable.model_validate_json(measured.read_bytes())
+    size = recipe.size.model_copy(update={"table": table})
+    return recipe.model_copy(update={"size": size})
 
 
 def base_to_cut(spec: PruneSpec, work: Path) -> Path:

@@ -23,22 +23,25 @@ from pruning import evaluation
 from pruning.adapters.peft_format import EVALUATION
 from pruning.evaluation import Example, Windows
 from pruning.geometry import Geometry
-from pruning.jobs.outputs import slim_base
+from pruning.jobs.outputs import slim_base, timed
+from pruning.latency import decode_ms
 from pruning.methods import resolve
 from pruning.methods.entry import Kind, MethodEntry
-from pruning.plan import Plan
+from pruning.plan import Plan, Widths
 from pruning.progress import Progress, part
 from pruning.recipe import Method, PruneSpec, Recipe
 from pruning.reports.departure import continuations, divergence, probes, record
 from pruning.reports.report import (
     AdapterReport,
     BaseReport,
+    LatencyReport,
     Quality,
     Report,
     Sample,
     StageReport,
     cite,
     layers_of,
+    rounds_of,
     size_of,
     timings,
     warnings_of,
@@ -82,11 +85,30 @@ def measure(spec: PruneSpec, work: Path, plan: Plan, state: Path, progress: Prog
         samples=tuple(Sample(**sample) for sample in between["samples"]),
         adapters=_adapters(spec, data, before, after),
         layers=layers_of(dense.geometry, plan, slim, between["departures"]),
+        rounds=rounds_of(work),
+        latency=_latency(spec, work, plan),
         stages=(*timings(work, EARLIER_STAGES), _own_timing(started)),
         evaluation_tokens=data.text.num_tokens,
         methods=tuple(map(cite, _methods(spec.recipe))),
         versions={"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES},
+    )
+
+
+def _latency(spec: PruneSpec, work: Path, plan: Plan) -> LatencyReport | None:
+    size = timed(spec.recipe, work).size
+    if size is None or size.latency_ms is None or size.table is None:
+        return None
+    widths = Widths(
+        tuple(len(layer.kv_groups) for layer in plan.layers),
+        tuple(len(layer.ffn_channels) for layer in plan.layers),
+    )
+    return LatencyReport(
+        asked=size.latency_ms,
+        predicted=size.table.predicted(widths),
+        dense=decode_ms(spec.base, size),
+        slim=decode_ms(slim_base(spec, work), size),
+        table=size.table,
     )
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from pruning.allocation.latency import LatencyTable
 from pruning.geometry import Geometry
+from pruning.jobs.outputs import ROUNDS
 from pruning.methods.entry import MethodEntry
 from pruning.plan import Plan
 from pruning.recipe import Recipe
@@ -82,6 +84,23 @@ class LayerReport(_Frozen):
     departure: float
 
 
+class LatencyReport(_Frozen):
+    """A decoding step on the worker, in milliseconds, and the times that the plan was made by."""
+
+    asked: float
+    predicted: float  # by the table
+    dense: float  # measured, as is the next
+    slim: float
+    table: LatencyTable
+
+
+class RoundReport(_Frozen):
+    """What a round of the schedule until_stop left; the first is the dense base."""
+
+    target: float  # what had left by then, as a fraction
+    index: float  # the PQ index of the weights that stayed
+
+
 class StageReport(_Frozen):
     """What a stage took."""
 
@@ -116,6 +135,8 @@ class Report(_Frozen):
     samples: tuple[Sample, ...]
     adapters: tuple[AdapterReport, ...]
     layers: tuple[LayerReport, ...]
+    rounds: tuple[RoundReport, ...] = ()
+    latency: LatencyReport | None = None
     stages: tuple[StageReport, ...]
     evaluation_tokens: int
     methods: tuple[Citation, ...]
@@ -184,6 +205,13 @@ def cite(entry: MethodEntry) -> Citation:
         venue=paper.venue,
         url=paper.url,
     )
+
+
+def rounds_of(work: Path) -> tuple[RoundReport, ...]:
+    """The rounds of a schedule that chose its own number of them."""
+    path = work / "schedule" / ROUNDS
+    told = json.loads(path.read_text())["rounds"] if path.is_file() else []
+    return tuple(RoundReport.model_validate(one) for one in told)
 
 
 def timings(work: Path, stages: Iterable[str]) -> tuple[StageReport, ...]:

@@ -59,9 +59,12 @@ class StoredGrams(Mapping[Key, Tensor]):
 
     def store(self, key: Key, gram: Gram) -> None:
         """Write the Gram of a linear."""
+        self.put(key, gram.products_CC)
+
+    def put(self, key: Key, products_CC: Tensor) -> None:
+        """Write Σ x xᵀ of a linear."""
         self.directory.mkdir(exist_ok=True)
-        products_CC = gram.products_CC.to("cpu", torch.float32)
-        save_file({"products": products_CC}, self._path(key))
+        save_file({"products": products_CC.to("cpu", torch.float32)}, self._path(key))
 
     def __getitem__(self, key: Key) -> Tensor:
         if not self._path(key).is_file():
@@ -79,6 +82,22 @@ class StoredGrams(Mapping[Key, Tensor]):
 
     def _path(self, key: Key) -> Path:
         return self.directory / f"{key[0]}.{key[1]}.safetensors"
+
+
+class SummedGrams(Mapping[Key, Tensor]):
+    """The sums of two sets of Grams of the same linears, added when asked for."""
+
+    def __init__(self, one: Mapping[Key, Tensor], other: Mapping[Key, Tensor]):
+        self._one, self._other = one, other
+
+    def __getitem__(self, key: Key) -> Tensor:
+        return self._one[key] + self._other[key]
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._one)
+
+    def __len__(self) -> int:
+        return len(self._one)
 
 
 def refit(

@@ -7,6 +7,7 @@ https://arxiv.org/abs/1711.05101.  The rate rises linearly, then falls linearly 
 # Shape suffixes:  S = sequences,  T = tokens,  B = sequences of a batch.
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +41,12 @@ def train(
     seed: int,
     state: Path,
     progress: Progress,
+    after: Callable[[], None] | None = None,
 ) -> Outcome:
     """Train `parameters` in place, and leave them as they were when the held-out loss was least.
+
+    With `after`, which changes them after each step, they stay as they are at the end, and no loss
+    ends the training early.
 
     Takes whole sequences, as many as `params.tokens` pays for; InvalidInput when that is none.
     The course is saved in `state` at every check of the held-out loss and taken up from there.
@@ -52,16 +57,19 @@ def train(
     course = Course.resume(state, parameters, params.weight_decay)
     if course is None:
         course = Course.begin(parameters, params.weight_decay, held_out_loss(loss, data))
-    while course.step < num_steps and course.checks_in_vain < params.patience:
+    while course.step < num_steps and (after or course.checks_in_vain < params.patience):
         batch = order[course.step * params.batch : (course.step + 1) * params.batch]
         rate = params.learning_rate * rate_factor(course.step, num_steps, params.warmup)
         found = _step(course, loss, data.training_ST[batch], rate, params.clip)
+        if after:
+            after()
         course.step += 1
         if course.step % every == 0 or course.step == num_steps:
             course.judge(held_out_loss(loss, data))
             course.save(state)
         progress(course.step / num_steps, _words(course, num_steps, found))
-    course.return_to_best()
+    if after is None:
+        course.return_to_best()
     num_sequences = min(course.step * params.batch, len(order))
     tokens = num_sequences * data.training_ST.shape[1]
     return Outcome(tokens, course.step, course.first_loss, course.best_loss)

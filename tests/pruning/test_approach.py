@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pruning.approach import approach, share_of, step_of
+from pruning.approach import approach, share_of, step_of, targets_of
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
+from pruning.geometry import Geometry
 from pruning.pipeline import STAGES
 from pruning.plan import Plan
 from pruning.recipe import Method, PruneSpec, Recipe
@@ -86,6 +87,17 @@ def test_the_last_cut_meets_the_target_and_two_runs_write_the_same_bytes(
     assert "schedule" in {method.kind for method in report.methods}
     for output in OUTPUTS:
         assert tree_digest(one / output) == tree_digest(two / output)
+
+
+def test_a_size_is_neared_in_several_cuts(spec: Any, tmp_path: Path):
+    geometry = Geometry.of(spec().base)
+    left = geometry.parameters - round(0.4 * geometry.body_parameters)
+    asked = spec(target=None, size={"parameters": left}, export="per_layer")
+    halfway = step_of(asked, targets_of(asked)[-1] / 2).recipe.size
+    assert halfway.parameters == pytest.approx((geometry.parameters + left) / 2, abs=1)
+    report_path = run(asked, tmp_path / "work") / "evaluate" / "report.json"
+    report = Report.model_validate_json(report_path.read_bytes())
+    assert report.slim.size.parameters == pytest.approx(left, abs=3 * 32)  # one channel of 32
 
 
 def test_one_cut_is_the_pipeline_without_a_schedule(spec: Any, tmp_path: Path):

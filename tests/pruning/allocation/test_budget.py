@@ -144,6 +144,34 @@ def test_every_allocator_meets_every_target_to_half_a_step_of_one_layer(
     assert missed <= unit / 2 * 1.000001 + 1
 
 
+@settings(deadline=None, max_examples=100)
+@given(
+    part=st.floats(0.01, 0.97),
+    kind=st.sampled_from(["parameters", "bytes"]),
+    context=st.sampled_from([0, 64, 4096]),
+    seed=st.integers(0, 99),
+)
+def test_a_size_is_met_to_a_thousandth_or_one_unit(
+    make_problem: Callable[..., Problem],
+    allocate: Callable[[Problem], Widths],
+    part: float,
+    kind: str,
+    context: int,
+    seed: int,
+):
+    rest = {"allocator": {"name": "global"}, "export": "per_layer", "ffn_multiple": 1}
+    asked = aimed(GEOMETRY, part, (kind, part, context if kind == "bytes" else 0), **rest)
+    widths = allocate(make_problem(GEOMETRY, asked, seed))
+    costs = targets.costs(GEOMETRY, asked)
+    assert asked.size is not None
+    left, size = (
+        costs.base - saved(GEOMETRY, widths, costs),
+        asked.size.bytes or asked.size.parameters,
+    )
+    assert size is not None
+    assert abs(left - size) <= max(0.001 * size, costs.ffn_channel)
+
+
 def check_floors(geometry: Geometry, asked: Recipe, widths: Widths) -> None:
     """Only the blocks that the recipe names are gone, and no floor or multiple is broken."""
     dense = geometry.layers[0]

@@ -35,7 +35,7 @@ def test_cubic_cuts_grow_smaller():
     assert targets("cubic", 0.5, cuts=4) == pytest.approx([37 / 128, 56 / 128, 63 / 128, 0.5])
 
 
-@pytest.mark.parametrize("name", ["one_shot", "interleaved", "cubic"])
+@pytest.mark.parametrize("name", ["one_shot", "interleaved", "cubic", "soft_shrink", "until_stop"])
 @pytest.mark.parametrize("target", [0.01, 0.3, 0.77])
 def test_the_last_target_is_that_of_the_recipe_to_the_bit(name: str, target: float):
     assert targets(name, target)[-1] == target
