@@ -15,8 +15,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from pruning.architectures.llama import LINEARS
 from pruning.digest import tree_digest
-from pruning.geometry import LINEARS
 from pruning.jobs import stage
 from pruning.jobs.kinds import PRUNING, stages_of
 from pruning.recipe import PruneSpec, Recipe
