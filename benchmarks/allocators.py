@@ -29,7 +29,7 @@ from torch import Tensor
 from pruning import methods
 from pruning.allocation import budget, targets
 from pruning.allocation.selection import select
-from pruning.allocation.solve import solve as allocation
+from pruning.allocation.solve import problem
 from pruning.allocation.trial import Trial
 from pruning.importance import score_layers
 from pruning.methods.entry import Statistic
@@ -118,7 +118,7 @@ class Bench:
         )
         budget.check(geometry, asked)
         scores = score_layers(self.checkpoint, self.statistics, asked, quiet)
-        return allocation.problem(
+        return problem(
             self.checkpoint, asked, scores, self.statistics, lambda: self.calibration, quiet
         )
 
