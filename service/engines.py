@@ -155,7 +155,7 @@ class Engine:
                     await self._until_ready(child, started)
                     self._failure = await self._until_down(child)
             except Exception as error:  # a supervisor outlives whatever happens to its child
-                self._failure = str(error)
+                self.state, self._failure = "restarting", str(error)
             failures = 0 if time.monotonic() - started > STABLE_SECONDS else failures
             delay = min(2.0**failures, MAX_DELAY)
             failures += 1

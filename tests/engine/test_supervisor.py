@@ -1,6 +1,7 @@
 """Engines that go down come back by themselves, and engines that are stopped leave nothing."""
 
 import asyncio
+import shutil
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -110,9 +111,9 @@ async def test_an_engine_that_is_no_longer_wanted_leaves_nothing(
 
 @shared_loop
 async def test_a_model_that_cannot_be_served_is_tried_again_and_again_with_a_reason(
-    make_settings: Callable[[], Settings], tmp_path: Path, until: Until
+    make_settings: Callable[[], Settings], slim: Path, tmp_path: Path, until: Until
 ):
-    (tmp_path / "config.json").write_text("{}")
+    shutil.copy(slim / "config.json", tmp_path)  # and no weights
     settings = make_settings()
     engines = Engines(settings)
     try:
@@ -122,7 +123,7 @@ async def test_a_model_that_cannot_be_served_is_tried_again_and_again_with_a_rea
         assert status.state == "restarting"
         assert status.failure is not None
         assert "exit code 1" in status.failure
-        assert "config.json" in (settings.run / "broken.log").read_text()
+        assert str(tmp_path) in (settings.run / "broken.log").read_text()
     finally:
         await engines.stop()
     assert list(settings.run.glob("*.sock")) == []

@@ -36,7 +36,7 @@ def merge(parts: Sequence[Part], params: LegoParams, seed: int) -> Merged:
     pool = unordered.select(order_P)
     labels_P = _clusters(_features(pool, params), parts, params, seed).labels_P
     merged = _centroids(pool, labels_P, params)
-    if params.fit or params.energy:
+    if merged.rank < pool.rank and (params.fit or params.energy):
         mean = algebra.scale(pool, merged.rank / pool.rank)  # a cluster is this large on average
         merged = _fitted(merged, mean, params.fit)
         merged = _as_long_as(mean, merged) if params.energy else merged

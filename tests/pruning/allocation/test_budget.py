@@ -354,11 +354,6 @@ def test_a_uniform_export_takes_head_counts_that_the_stock_class_accepts(
         ({"size": {"parameters": 9}, "target": None}, "size.parameters", "smallest reachable"),
         ({"size": {"bytes": 10**9}, "target": None}, "size.bytes", "at most"),
         (
-            {"size": {"bytes": 10**7}, "target": None, "schedule": {"name": "cubic"}},
-            "schedule",
-            "one_shot",
-        ),
-        (
             {"allocator": {"name": "proportional"}, "target": 0.85},
             "target",
             "largest reachable target is 0.7",
