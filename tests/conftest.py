@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
+from hypothesis import settings
 from safetensors.numpy import save_file
 
 from pruning.architectures.llama import LINEARS
@@ -25,6 +26,10 @@ from pruning.geometry import Geometry
 
 # models this small are many times slower on threads that wait for each other than on one
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# a busy machine is slow, not wrong
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # a shell's background job ignores Ctrl-C, and so would every process that a test starts
 signal.signal(signal.SIGINT, signal.default_int_handler)

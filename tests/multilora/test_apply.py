@@ -94,7 +94,7 @@ def test_it_agrees_with_float64_on_every_instruction_set(
 
 
 @DTYPES
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(rows=st.lists(st.integers(-1, 3), min_size=1, max_size=70), data=st.data())
 def test_a_rows_result_is_the_same_bits_wherever_it_stands_and_whatever_is_around_it(
     make_pools: Callable[..., tuple[Pool, Pool]],

@@ -83,7 +83,7 @@ def test_a_composition_can_be_pointed_elsewhere():
         compositions.set(0, [(0, 1.0)] * 4)
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, suppress_health_check=list(HealthCheck))
 @given(rows=st.lists(st.integers(-1, 4), max_size=150))
 def test_a_plan_holds_each_adapted_row_once_in_units_of_one_composition(
     kernels: None, rows: list[int]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
@@ -62,7 +62,6 @@ def test_layers_on_scales_of_their_own_are_compared_layer_by_layer():
     assert second == pytest.approx([275.0, 275 * 1.4])
 
 
-@settings(deadline=None)
 @given(scale=st.floats(1e-3, 1e3), comparable=st.booleans())
 def test_the_scale_of_a_tenant_does_not_change_the_order(scale: float, comparable: bool):
     louder = [LayerScores(s.kv_group, s.ffn_channel * scale) for s in ADAPTER]

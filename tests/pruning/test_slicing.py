@@ -165,9 +165,7 @@ def plans(draw: st.DrawFn) -> Plan:
     return Plan(layers=(with_attention, *layers), bias_compensation=draw(st.booleans()))
 
 
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(plan=plans())
 def test_any_plan_is_cut_right(
     plan: Plan,

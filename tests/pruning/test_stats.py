@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -183,7 +183,6 @@ def test_progress_rises_from_nought_to_one(
     assert heard[-1] <= 1
 
 
-@settings(deadline=None)
 @given(
     samples=st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=40), cut=st.integers(1)
 )

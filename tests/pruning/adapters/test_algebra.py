@@ -28,7 +28,7 @@ def close(found: Tensor, wanted: Tensor) -> bool:
 ranks = st.integers(1, 9)  # above the widths of the linear, too
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(ranks, st.floats(-2, 2)), min_size=1, max_size=4))
 def test_cat_is_the_weighted_sum(parts: list[tuple[int, float]]):
     bags = [bag(rank, seed=i) for i, (rank, _) in enumerate(parts)]
@@ -39,7 +39,7 @@ def test_cat_is_the_weighted_sum(parts: list[tuple[int, float]]):
     assert found.rank == sum(rank for rank, _ in parts)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rank=ranks, seed=st.integers(0, 99))
 def test_no_gauge_changes_what_is_added(rank: int, seed: int):
     whole = bag(rank, seed=seed)
@@ -47,7 +47,7 @@ def test_no_gauge_changes_what_is_added(rank: int, seed: int):
         assert close(gauge(whole).delta, whole.delta)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rank=ranks, kept=ranks, seed=st.integers(0, 99))
 def test_truncation_is_the_best_approximation_of_its_rank(rank: int, kept: int, seed: int):
     whole = bag(rank, seed=seed)
@@ -58,7 +58,7 @@ def test_truncation_is_the_best_approximation_of_its_rank(rank: int, kept: int, 
     assert found.rank == min(kept, rank, 5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rank=st.integers(1, 5), seed=st.integers(0, 99))
 def test_canonical_atoms_are_orthogonal_sorted_and_balanced(rank: int, seed: int):
     found = algebra.canonical(bag(rank, seed=seed)).select(range(rank))
@@ -68,7 +68,7 @@ def test_canonical_atoms_are_orthogonal_sorted_and_balanced(rank: int, seed: int
     assert lengths.tolist() == sorted(lengths.tolist(), reverse=True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rank=ranks, seed=st.integers(0, 99))
 def test_the_norm_is_that_of_the_product(rank: int, seed: int):
     whole = bag(rank, seed=seed)

@@ -158,9 +158,7 @@ def plans(draw: st.DrawFn) -> Plan:
     return Plan(layers=(*layers, full))
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(plan=plans(), seed=st.integers(0, 99), dropped=st.sets(st.sampled_from(LINEARS)))
 def test_projecting_what_was_lifted_gives_the_same_bytes(
     plan: Plan,

@@ -25,7 +25,7 @@ def test_a_centroid_is_the_mean_of_its_cluster():
     assert means(GROUPS[:4], torch.tensor([0, 0, 1, 1])).tolist() == [[0, 0.5], [10, 0.5]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(points=st.integers(1, 12), k=st.integers(1, 15), distinct=st.integers(1, 3))
 def test_no_cluster_is_ever_empty(points: int, k: int, distinct: int):
     values = (torch.arange(points) % distinct).float()[:, None]

@@ -42,7 +42,7 @@ def goals(target: Tensor, inputs: Tensor, kept: Tensor) -> tuple[Tensor, Gram]:
     return (inputs @ target.T).T @ inputs[:, kept], gram
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000), rank=st.integers(1, 3))
 def test_refit_atoms_are_never_farther_from_the_dense_reader_than_carried_ones(
     seed: int, rank: int

@@ -114,7 +114,7 @@ def saved(geometry: Geometry, widths: Widths, costs: Costs) -> float:
     return total
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(geometry=geometries, aim=sizes, rest=changes, seed=st.integers(0, 99))
 @pytest.mark.parametrize("name", [n for n in methods.names("allocator") if n not in WHOLE_BASE])
 def test_every_allocator_meets_every_target_to_half_a_step_of_one_layer(
@@ -144,7 +144,7 @@ def test_every_allocator_meets_every_target_to_half_a_step_of_one_layer(
     assert missed <= unit / 2 * 1.000001 + 1
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     part=st.floats(0.01, 0.97),
     kind=st.sampled_from(["parameters", "bytes"]),
@@ -189,7 +189,7 @@ def check_floors(geometry: Geometry, asked: Recipe, widths: Widths) -> None:
             assert width
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(part=st.floats(0.02, 0.98), rest=changes, seed=st.integers(0, 99))
 def test_even_widths_miss_the_target_by_half_a_step_of_every_layer(
     make_problem: Callable[..., Problem],

@@ -60,7 +60,7 @@ def test_a_prediction_adds_up_blocks_between_measured_widths():
     assert predicted(widths) == pytest.approx(3.66)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(part=st.floats(0.02, 0.98), name=st.sampled_from(["uniform", "global", "linear"]))
 def test_a_plan_meets_a_latency_to_a_step_of_one_layer(
     make_problem: Callable[..., Problem],

@@ -41,7 +41,6 @@ def space(asked: Recipe) -> Space:
 
 
 @given(curves=st.lists(st.lists(st.floats(0, 9), min_size=1, max_size=4), min_size=1, max_size=4))
-@settings(deadline=None)
 def test_dynamic_programming_finds_the_least_sum_for_every_number_of_steps(
     curves: list[list[float]],
 ):
@@ -59,7 +58,7 @@ def test_dynamic_programming_finds_the_least_sum_for_every_number_of_steps(
     assert len(found) == 1 + sum(len(curve) - 1 for curve in curves)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     target=st.floats(0.05, 0.8), multiple=st.sampled_from([1, 16, 48]), seed=st.integers(0, 10**6)
 )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -193,7 +193,6 @@ def test_cfsp_as_released_is_three_norms_over_the_hidden_size_and_knows_no_weigh
     assert groups == pytest.approx([1.0, 2.0])
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 2**16), c=st.floats(0, 2), b=st.floats(0, 2))
 def test_cfsp_as_released_is_the_same_for_all_weights(seed: int, c: float, b: float):
     generator = torch.Generator().manual_seed(seed)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -29,7 +29,6 @@ def test_absolute_means_are_squared_sequence_by_sequence():
     assert (means.sequences, means.squares_C.tolist()) == (3, [4.0 + 16.0 + 9.0])
 
 
-@settings(deadline=None)
 @given(cut=st.integers(1, 2))
 def test_absolute_means_do_not_depend_on_the_batches(cut: int):
     whole = AbsoluteMeans.updated(None, INPUTS)
@@ -47,7 +46,6 @@ def test_the_released_fluctuation_is_not_the_variance():
     assert released.fluctuation_C.tolist() == pytest.approx([5 / 2 + 40 / 3])
 
 
-@settings(deadline=None)
 @given(cut=st.integers(1, 2))
 def test_the_released_fluctuation_is_updated_sequence_by_sequence(cut: int):
     whole = ReleasedFluctuation.updated(None, INPUTS)
@@ -57,7 +55,6 @@ def test_the_released_fluctuation_is_updated_sequence_by_sequence(cut: int):
     assert halves == whole
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.floats(-100, 100), min_size=2, max_size=2), min_size=2, max_size=9))
 def test_the_released_fluctuation_counts_sequence_k_by_k_minus_1_over_k(values: list[list[float]]):
     inputs = torch.tensor(values, dtype=torch.float64).unsqueeze(-1)

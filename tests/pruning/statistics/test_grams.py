@@ -65,7 +65,7 @@ def test_a_refit_is_what_least_squares_finds_on_the_tokens_themselves():
     torch.testing.assert_close(refit(weight, inputs.T @ inputs, kept, TINY), expected)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     seed=st.integers(0, 1000),
     kept=st.sets(st.integers(0, 7), min_size=1),
@@ -81,7 +81,7 @@ def test_a_refit_never_does_worse_than_leaving_the_weights_alone(
     assert error(weight, fitted, chosen, inputs) <= before * (1 + 1e-9) + 1e-9
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000), damping=st.floats(1e-6, 1))
 def test_keeping_everything_changes_nothing(seed: int, damping: float):
     inputs, weight = correlated(20, 6, seed), random(3, 6)
@@ -144,7 +144,7 @@ def test_greedy_removal_keeps_one_of_two_twins():
     assert at_once.argsort().tolist()[2] == 2
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000), rounds=st.integers(1, 12))
 def test_costs_are_distinct_and_positive_so_that_ranking_them_is_the_order_of_leaving(
     seed: int, rounds: int
@@ -155,7 +155,7 @@ def test_costs_are_distinct_and_positive_so_that_ranking_them_is_the_order_of_le
     assert costs.min() > 0
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000), cut=st.integers(1, 19))
 def test_a_gram_does_not_depend_on_how_the_tokens_were_split(seed: int, cut: int):
     inputs = correlated(20, 4, seed)

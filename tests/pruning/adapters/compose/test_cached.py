@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -118,7 +118,6 @@ SPREADS = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(SPREADS, st.floats(-2, 2)), min_size=1, max_size=5), st.floats(0, 5))
 def test_intervals_keep_to_the_budget_and_leave_no_more_error_than_none(parts, budget):
     profiles = [{(0, "q_proj"): spread} for spread, _ in parts]

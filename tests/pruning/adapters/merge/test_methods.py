@@ -55,7 +55,7 @@ several = st.lists(st.integers(1, 5), min_size=1, max_size=4)
 
 
 @pytest.mark.parametrize("name", ALL)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ranks=several, seed=st.integers(0, 99))
 def test_the_order_of_the_parts_changes_nothing(name: str, ranks: list[int], seed: int):
     given = parts(ranks, seed=seed)
@@ -63,7 +63,7 @@ def test_the_order_of_the_parts_changes_nothing(name: str, ranks: list[int], see
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in RANDOM])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 99), order=st.permutations(range(4)))
 def test_the_order_of_the_atoms_changes_nothing(name: str, seed: int, order: list[int]):
     given = parts([4, 4], seed=seed)
@@ -84,7 +84,7 @@ def test_the_order_of_the_atoms_changes_nothing(name: str, seed: int, order: lis
         ("lego", {"k": 15, "output_reweighting": False, **OURS}),
     ],
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     ranks=st.lists(st.integers(1, 5), min_size=1, max_size=3),
     weights=st.lists(st.floats(-1.5, 1.5), min_size=3, max_size=3),
@@ -132,7 +132,7 @@ def test_dropping_keeps_the_sum_on_average():
     assert (mean - total(given)).abs().mean() <= 0.1 * total(given).abs().mean()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ranks=several, seed=st.integers(0, 99))
 def test_the_aligned_parts_are_the_parts_in_one_orthonormal_basis(ranks: list[int], seed: int):
     given = [part.bag for part in parts(ranks, seed=seed)]
@@ -195,7 +195,7 @@ def test_the_best_rank_one_centroid_of_a_cluster_is_as_long_as_its_members():
     assert close(merged.bag.delta, wanted * 4 / 34**0.5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ranks=st.lists(st.integers(2, 5), min_size=1, max_size=4), seed=st.integers(0, 99))
 def test_a_fit_leaves_nothing_of_the_mean_along_its_own_rows(ranks: list[int], seed: int):
     given = parts(ranks, seed=seed)
@@ -208,7 +208,7 @@ def test_a_fit_leaves_nothing_of_the_mean_along_its_own_rows(ranks: list[int], s
     assert merged.delta.norm() <= mean.norm() * (1 + 1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 99))
 def test_more_rounds_of_fit_bring_lego_closer_to_the_best_approximation_of_its_rank(seed: int):
     given = parts([3, 3], seed=seed)
