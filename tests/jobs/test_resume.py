@@ -78,7 +78,7 @@ def test_a_worker_that_is_told_to_stop_leaves_its_job_to_the_next(
     id = create(**REPAIRED)
     eventually(lambda: "slice" in site.stages(), "slice started")
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(timeout=5) == 0
+    assert worker.wait(timeout=60) == 0
     site.workers.clear()
     assert site.artifacts() == []
     site.release("slice")
