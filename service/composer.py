@@ -11,12 +11,13 @@ import contextlib
 import json
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio.to_thread
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from pruning.errors import InvalidInput
 from service.catalog import Catalog
@@ -24,7 +25,7 @@ from service.composition_store import CompositionStore
 from service.engines import Engine, Engines
 from service.errors import EngineUnavailable, GraftworkError, NotFound
 from service.metrics import Metrics
-from service.models import Composed, Model, compose
+from service.models import Composed, Model, served
 from service.records import Adapter
 from service.settings import Settings
 
@@ -74,7 +75,7 @@ class Composer:
             yield
         finally:
             entry.users -= 1
-            if not engine.holds(model.engine_name) and not entry.users:
+            if not (entry.users or entry.leaving or engine.holds(model.engine_name)):
                 self._discard(key)
             self._trim(engine.name)
 
@@ -91,21 +92,28 @@ class Composer:
         """Hold pinned compositions in their engines, for as long as the gateway runs."""
         while True:
             try:
-                named = await anyio.to_thread.run_sync(self._catalog.compositions)
-                await self._warm([c.model for c in named if c.pinned])
-            except (GraftworkError, OSError) as error:
-                _log.warning("a pinned composition is not loaded", error=str(error))
+                models = await anyio.to_thread.run_sync(self._pinned_models)
+                self._pinned = frozenset((model.base.name, model.engine_name) for model in models)
+                for model in models:
+                    await self._warm(model)
+            except (SQLAlchemyError, GraftworkError) as error:
+                _log.warning("pinned compositions cannot be read", error=str(error))
             await asyncio.sleep(_WARM_SECONDS)
 
-    async def _warm(self, ids: Iterable[str]) -> None:
-        models = [await anyio.to_thread.run_sync(compose, self._catalog, id) for id in ids]
-        self._pinned = frozenset((model.base.name, model.engine_name) for model in models)
-        for model in models:
-            if self._engines.ready(model.base.name):
-                engine = self._engines.get(model.base.name)
-                if not engine.holds(model.engine_name):
-                    async with self.hold(engine, model):
-                        pass
+    def _pinned_models(self) -> list[Model]:
+        return [m for m in served(self._catalog) if m.composed and m.composed.pinned]
+
+    async def _warm(self, model: Model) -> None:
+        """Load a pinned composition; what stands in the way of one does not hold up the others."""
+        try:
+            engine = self._engines.get(model.base.name)
+            if not engine.holds(model.engine_name):
+                async with self.hold(engine, model):
+                    pass
+        except (NotFound, EngineUnavailable):
+            pass  # its engine starts; there is a next time
+        except (GraftworkError, InvalidInput, OSError) as error:
+            _log.warning("a pinned composition is not loaded", model=model.id, error=str(error))
 
     async def _entry(self, key: _Key, model: Model, composed: Composed) -> _Entry:
         while (entry := self._entries.get(key)) is not None and entry.leaving is not None:
@@ -137,23 +145,23 @@ class Composer:
             self._metrics.observe_composition(
                 "disk" if built else "none", time.perf_counter() - started
             )
+            if not built:
+                held = {name.rpartition("@")[2] for _, name in self._entries}
+                await anyio.to_thread.run_sync(self._store.trim, held)
         else:
             self._metrics.observe_composition("shared")
 
     def _trim(self, base: str) -> None:
         """Let the least recently used go until there are no more than the settings allow."""
-        own = [key for key in self._entries if key[0] == base]
-        idle = [
+        staying = [
             key
-            for key in own
-            if not self._entries[key].users
-            and self._entries[key].leaving is None
-            and key not in self._pinned
+            for key, entry in self._entries.items()
+            if key[0] == base and entry.leaving is None and key not in self._pinned
         ]
-        for key in idle[: max(0, len(own) - self._settings.composition_limit)]:
+        idle = [key for key in staying if not self._entries[key].users]
+        for key in idle[: max(0, len(staying) - self._settings.composition_limit)]:
             self._metrics.observe_eviction()
             self._leave(key)
-        self._store.trim({key[1].rpartition("@")[2] for key in self._entries})
 
     def _leave(self, key: _Key) -> asyncio.Task[None]:
         entry = self._entries[key]

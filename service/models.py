@@ -31,6 +31,11 @@ class Composed:
         return self.composition.digest({a.name: a.digest for a in self.adapters})
 
     @property
+    def pinned(self) -> bool:
+        """Whether it stays loaded."""
+        return self.named is not None and self.named.pinned
+
+    @property
     def rank(self) -> int:
         """Of the exact sum, at most."""
         return sum(adapter.rank for adapter in self.adapters)
@@ -100,14 +105,6 @@ def lookup(catalog: Catalog, id: str) -> Model:
         raise
     except NotFound:
         raise _unknown(catalog, id) from None
-
-
-def compose(catalog: Catalog, id: str) -> Model:
-    """The model of a named or spelled composition; ModelNotFound when it is none."""
-    model = lookup(catalog, id)
-    if model.composed is None:
-        raise _unknown(catalog, id)
-    return model
 
 
 def requested(body: object) -> str:

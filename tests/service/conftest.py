@@ -124,7 +124,7 @@ class StandInEngine:
         self.contents: dict[str, str] = {}  # of manifests
         self.loads: list[str] = []
         self.loading: dict[str, asyncio.Event] = {}
-        self.load_seconds = 0.0
+        self.load_seconds = self.unload_seconds = 0.0
         self.rejects = False
         transport = httpx.AsyncHTTPTransport(uds=str(socket))
         self.client = httpx.AsyncClient(transport=transport, base_url="http://engine")
@@ -149,6 +149,7 @@ class StandInEngine:
     async def unload_adapter(self, name: str) -> None:
         self.adapters.pop(name, None)
         self.loading.pop(name, None)
+        await asyncio.sleep(self.unload_seconds)
 
     async def metrics(self) -> str:
         return (await self.client.get("/metrics")).text

@@ -168,6 +168,34 @@ def test_the_least_recently_used_are_let_go_with_their_files(
     assert evicted == len(models) - settings.composition_limit
 
 
+def test_no_more_are_let_go_than_needed_while_some_are_still_leaving(
+    three: httpx.Client, upstream: Any, engines: Any, settings: Settings
+):
+    engines.running["demo"].unload_seconds = 0.5
+    limit = settings.composition_limit
+    for weight in range(1, limit + 3):
+        complete(three, f"demo+sql:{weight}+style:1")
+    complete(three, f"demo+sql:{limit + 2}+style:1")
+    assert figures(three)["graftwork_composition_evictions_total"] == 2
+
+
+def test_a_pinned_one_that_cannot_be_loaded_does_not_keep_others_from_it(
+    three: httpx.Client, upstream: Any, engines: Any, make_adapter: Callable[[str], Path]
+):
+    names = ["sql", "style", "news", "fourth", "fifth.."]
+    for name in names[3:]:
+        adapter = {"name": name, "base": "demo", "path": str(make_adapter(name))}
+        assert three.post("/v1/adapters", json=adapter).status_code == 201
+    for name, adapters in (("a-huge", names), ("b-small", names[:2])):
+        new = {"name": name, "base": "demo", "adapters": dict.fromkeys(adapters, 1), "pinned": True}
+        assert three.post("/v1/compositions", json=new).status_code == 201
+    deadline = time.monotonic() + 60
+    while not engines.running["demo"].adapters:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert complete(three, "demo+a-huge").status_code == 400
+
+
 def test_one_that_is_in_use_stays(three: httpx.Client, upstream: Any, engines: Any):
     body = {"model": "demo+sql:5+style:1", "prompt": "forever", "stream": True}
     with three.stream("POST", "/v1/completions", json=body) as response:
