@@ -54,6 +54,7 @@ from pruning.weights.checkpoint import Checkpoint
 
 DEMO = Path(__file__).resolve().parent.parent / "deploy" / "demo"
 MODELS = ("gqa", "mha")
+SEEDS = (0, 1, 2)
 TARGETS = (0.25, 0.5)  # fractions of the body that leave
 SWEEP = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)  # besides those
 TOKENS = 300_000  # of recovery
@@ -287,11 +288,10 @@ def jobs(quick: bool) -> Iterator[tuple[Job, frozenset[Statistic]]]:
     if quick:
         yield from with_needs(Job("gqa", c, TARGETS[-1], 0) for c in QUICK)
         return
-    for model, seed in (("gqa", 0), ("mha", 0), ("gqa", 1), ("gqa", 2)):
+    for model, seed in product(MODELS, SEEDS):
         yield from with_needs(deciding(model, seed))
-    yield from with_needs(recovered())
-    for seed in (1, 2):
-        yield from with_needs(deciding("mha", seed))
+        if model == "gqa":
+            yield from with_needs(recovered(seed))
     known = {contender.name for contender in DECIDING}
     others = {contender.name: contender for contender in TABLE if contender.name not in known}
     yield from with_needs(Job("gqa", c, t, 0) for c, t in product(others.values(), TARGETS))
@@ -304,13 +304,14 @@ def deciding(model: str, seed: int) -> Iterator[Job]:
         yield Job(model, contender, target, seed)
 
 
-def recovered() -> Iterator[Job]:
+def recovered(seed: int) -> Iterator[Job]:
+    """The learning rate is chosen on the first seed."""
     pairs = (("distill", OURS), ("lora", LLM_PRUNER[0]))
-    for name, contender in pairs:
+    for name, contender in pairs if seed == 0 else ():
         for rate in RATES[name]:
             yield Job("gqa", contender, TARGETS[-1], 0, name, rate)
     for target, (name, contender) in product(reversed(TARGETS), pairs):
-        yield Job("gqa", contender, target, 0, name)
+        yield Job("gqa", contender, target, seed, name)
 
 
 def with_needs(group: Iterable[Job]) -> Iterator[tuple[Job, frozenset[Statistic]]]:
