@@ -43,7 +43,7 @@ from pruning.geometry import Geometry
 from pruning.jobs.outputs import slim_base
 from pruning.methods import resolve
 from pruning.methods.entry import Statistic
-from pruning.pipeline import STAGES
+from pruning.pipeline import SEQUENCES, STAGES
 from pruning.recipe import Method, PruneSpec, Recipe, Text
 from pruning.stats import collect_into
 from pruning.text import calibration_ids, load_tokenizer
@@ -215,6 +215,7 @@ class Bench:
             (work / "calibrate").mkdir(parents=True)
             base, path = self.base(model), work / "calibrate" / "statistics.safetensors"
             ids = calibration_ids(load_tokenizer(base), DEMO / self.text.file, self.text, seed)
+            save_file({"ids": ids}, work / "calibrate" / SEQUENCES)
             collect_into(path, Checkpoint(base), ids, needs, 0, work / "state", quiet)
             (work / "calibrate" / "done").touch()
         return work
