@@ -1,0 +1,25 @@
+"""The catalog: bases, adapters, compositions and files by name, in SQL, as frozen data."""
+
+from service import schema
+from service.catalog.adapters import Adapters
+from service.catalog.bases import Bases
+from service.catalog.compositions import Compositions
+from service.catalog.files import Files
+from service.catalog.publication import Publication
+from service.database import connect
+
+
+class Catalog(Publication, Bases, Adapters, Compositions, Files):
+    """Every lookup raises NotFound for an unknown name; every write is one transaction.
+
+    Writers take turns (SQLite's write lock, an advisory lock on PostgreSQL), so that content on
+    disk can appear and go together with the rows that refer to it.
+    """
+
+    def __init__(self, url: str):
+        super().__init__(connect(url))
+        with self._write() as connection:
+            schema.metadata.create_all(connection)
+
+    def close(self) -> None:
+        self._engine.dispose()

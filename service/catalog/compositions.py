@@ -1,0 +1,71 @@
+"""Named compositions by base and name."""
+
+import sqlalchemy as sa
+
+from pruning.recipe import Method
+from service import schema
+from service.catalog.tables import Tables, check_free, equal, fetch, insert, now
+from service.composition import Composition, Part
+from service.records import NamedComposition
+
+
+class Compositions(Tables):
+    """Weighted sums of adapters under names of their own."""
+
+    def compositions(self, base: str | None = None) -> tuple[NamedComposition, ...]:
+        """All named compositions, or those of one base, by base and name."""
+        table = schema.compositions
+        query = sa.select(table).order_by(table.c.base, table.c.name)
+        if base is not None:
+            query = query.where(table.c.base == base)
+        return tuple(_composition(row) for row in self._all(query))
+
+    def find_composition(self, base: str, name: str) -> NamedComposition | None:
+        """A named composition, or None."""
+        query = sa.select(schema.compositions).where(
+            equal(schema.compositions, {"base": base, "name": name})
+        )
+        rows = self._all(query)
+        return _composition(rows[0]) if rows else None
+
+    def composition(self, base: str, name: str) -> NamedComposition:
+        row = self._one(schema.compositions, f"composition {base}+{name}", base=base, name=name)
+        return _composition(row)
+
+    def add_composition(
+        self, name: str, composition: Composition, *, pinned: bool = False
+    ) -> NamedComposition:
+        """Register a composition; NotFound for an unknown adapter, Conflict on a taken name."""
+        named, base = NamedComposition(name, composition, pinned, now()), composition.base
+        values = {
+            "base": base,
+            "name": name,
+            "parts": {part.adapter: part.weight for part in composition.parts},
+            "strategy": composition.strategy.model_dump(mode="json"),
+            "pinned": pinned,
+            "created": named.created,
+        }
+        with self._write() as connection:
+            fetch(connection, schema.bases, f"base {base!r}", name=base)
+            for part in composition.parts:
+                what = f"adapter {base}+{part.adapter}"
+                fetch(connection, schema.adapters, what, base=base, name=part.adapter)
+            check_free(connection, schema.adapters, base, name)
+            insert(connection, schema.compositions, values, f"composition {named.model}")
+        return named
+
+    def delete_composition(self, base: str, name: str) -> NamedComposition:
+        with self._write() as connection:
+            key = {"base": base, "name": name}
+            what = f"composition {base}+{name}"
+            named = _composition(fetch(connection, schema.compositions, what, **key))
+            connection.execute(
+                sa.delete(schema.compositions).where(equal(schema.compositions, key))
+            )
+        return named
+
+
+def _composition(row: sa.RowMapping) -> NamedComposition:
+    parts = tuple(Part(name, weight) for name, weight in sorted(row["parts"].items()))
+    composition = Composition(row["base"], parts, Method.model_validate(row["strategy"]))
+    return NamedComposition(row["name"], composition, row["pinned"], row["created"])

@@ -1,0 +1,72 @@
+"""What jobs made, entered under the names that their recipes give."""
+
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from pruning.adapters.jobs import AdapterSpec
+from pruning.adapters.peft_format import read_adapter
+from pruning.digest import tree_digest
+from pruning.errors import InvalidInput
+from pruning.recipe import PruneSpec
+from service import schema
+from service.catalog.bases import Bases, new_base
+from service.catalog.tables import find, insert, now, row_of
+from service.records import Adapter, Base
+
+
+class Publication(Bases):
+    """Registers finished artifacts; may be repeated, and what is registered already stays."""
+
+    def publish(self, spec: PruneSpec | AdapterSpec, artifact_dir: Path, digest: str) -> None:
+        """Register a finished artifact, whatever the kind of its job.
+
+        InvalidInput, which the job reports, when a name belongs to something else.
+        """
+        if isinstance(spec, PruneSpec):
+            self.publish_artifact(spec, artifact_dir, digest)
+        else:
+            self._publish_adapters(spec, artifact_dir)
+
+    def publish_artifact(self, spec: PruneSpec, artifact_dir: Path, digest: str) -> None:
+        """Register a slim base and the adapters that were carried; InvalidInput as above."""
+        name, model = spec.recipe.name, artifact_dir / "model"
+        base = new_base(name, model, tree_digest(model), spec.recipe.base, digest, serve=True)
+        adapters = [
+            _carried(base, directory) for directory in sorted((artifact_dir / "adapters").glob("*"))
+        ]
+        with self._write() as connection:
+            if (row := find(connection, schema.bases, name=name)) is None:
+                insert(connection, schema.bases, row_of(base, schema.bases), f"base {name!r}")
+            elif row["artifact"] != digest:
+                raise _taken(f"base {name!r}")
+            for adapter in adapters:
+                if find(connection, schema.adapters, base=name, name=adapter.name) is None:
+                    _enter(connection, adapter)
+
+    def _publish_adapters(self, spec: AdapterSpec, artifact_dir: Path) -> None:
+        base = self.base(spec.recipe.base)
+        made = [_carried(base, path) for path in sorted((artifact_dir / "adapters").iterdir())]
+        with self._write() as connection:
+            for adapter in made:
+                key = {"base": base.name, "name": adapter.name}
+                row = find(connection, schema.adapters, **key)
+                other = row is not None and row["digest"] != adapter.digest
+                if other or find(connection, schema.compositions, **key):
+                    raise _taken(adapter.model)
+                if row is None:
+                    _enter(connection, adapter)
+
+
+def _enter(connection: sa.Connection, adapter: Adapter) -> None:
+    insert(connection, schema.adapters, row_of(adapter, schema.adapters), adapter.model)
+
+
+def _taken(what: str) -> InvalidInput:
+    message = f"{what} exists already; choose another name"
+    return InvalidInput("name", message, code="conflict", status=409)
+
+
+def _carried(base: Base, directory: Path) -> Adapter:
+    info = read_adapter(directory, base.geometry, field=f"adapters.{directory.name}")
+    return Adapter(base.name, directory.name, info.digest, directory.absolute(), info.rank, now())
