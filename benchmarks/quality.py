@@ -16,7 +16,7 @@ calibration sample:
              cut)
 
 The methods that decide a figure take three seeds, all others one; what cuts from 5 % to 60 % lose,
-one seed, is `monotone`.  Rows go to DIRECTORY/rows.jsonl as they come; a run with the same
+one seed, is `monotone`.  At last the published methods are recovered too, at 50 %.  Rows go to DIRECTORY/rows.jsonl as they come; a run with the same
 DIRECTORY goes on from there, and begins nothing more after N minutes.  --quick: three methods, one
 seed, one target and little text.
 """
@@ -141,12 +141,27 @@ CRITERIA = (
     "random magnitude taylor fluctuation wanda minitron cfsp entropy gblm ecoflap relevance "
     "lora_guided pq obs"
 ).split()
+ALLOCATORS = (
+    method("erk"),
+    method("linear"),
+    method("outlier"),
+    method("pq_index"),
+    method("proportional", most=0.9),
+    method("sigmoid"),
+    method("standardized"),
+    method("rate_distortion", levels=4, sequences=4),
+    method("search", generations=8, offspring=8, sequences=12),
+)
 TABLE = (
     *PUBLISHED,
     *STEPS,
     *(plain(name, "uniform") for name in CRITERIA),
     *(plain(name, "global") for name in CRITERIA if name != "random"),
     *(plain(name, "uniform", refit=True) for name in ("random", "magnitude", "taylor")),
+    *(
+        Contender(f"{criterion} {allocator.name}", method(criterion), allocator)
+        for criterion, allocator in product(("taylor", "wanda"), ALLOCATORS)
+    ),
 )
 UNIFORM, RANDOM = ZIPLM, plain("random", refit=True)
 QUICK = (ours(generations=1, offspring=2, sequences=4), FLAP[1], LLM_PRUNER[0])
@@ -298,6 +313,8 @@ def jobs(quick: bool) -> Iterator[tuple[Job, frozenset[Statistic]]]:
     yield from with_needs(Job("gqa", c, t, 0) for c, t in product(others.values(), TARGETS))
     sweep = product((OURS, UNIFORM, RANDOM), SWEEP)
     yield from with_needs(Job("gqa", contender, target, 0) for contender, target in sweep)
+    for contender, name in product(PUBLISHED, ("lora", "distill")):
+        yield from with_needs([Job("gqa", contender, TARGETS[-1], 0, name)])
 
 
 def deciding(model: str, seed: int) -> Iterator[Job]:
