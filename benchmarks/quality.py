@@ -16,9 +16,9 @@ calibration sample:
              cut)
 
 The methods that decide a figure take three seeds, all others one; what cuts from 5 % to 60 % lose,
-one seed, is `monotone`.  At last the published methods are recovered too, at 50 %.  Rows go to DIRECTORY/rows.jsonl as they come; a run with the same
-DIRECTORY goes on from there, and begins nothing more after N minutes.  --quick: three methods, one
-seed, one target and little text.
+one seed, is `monotone`; and the published methods are recovered too, at 50 %.  Rows go to
+DIRECTORY/rows.jsonl as they come; a run with the same DIRECTORY goes on from there, and begins
+nothing more after N minutes.  --quick: three methods, one seed, one target and little text.
 """
 
 import argparse
@@ -163,6 +163,7 @@ TABLE = (
         for criterion, allocator in product(("taylor", "wanda"), ALLOCATORS)
     ),
 )
+ALL = tuple({contender.name: contender for contender in (*DECIDING, *TABLE)}.values())
 UNIFORM, RANDOM = ZIPLM, plain("random", refit=True)
 QUICK = (ours(generations=1, offspring=2, sequences=4), FLAP[1], LLM_PRUNER[0])
 
@@ -250,7 +251,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Job:
-    """One row to come; `group` shares its statistics."""
+    """One row to come."""
 
     model: str
     contender: Contender
@@ -302,19 +303,22 @@ class Job:
 def jobs(quick: bool) -> Iterator[tuple[Job, frozenset[Statistic]]]:
     """What is to be measured, what decides figures first, with the statistics to collect."""
     if quick:
-        yield from with_needs(Job("gqa", c, TARGETS[-1], 0) for c in QUICK)
+        yield from sharing(QUICK, (Job("gqa", c, TARGETS[-1], 0) for c in QUICK))
         return
     for model, seed in product(MODELS, SEEDS):
-        yield from with_needs(deciding(model, seed))
+        sharers = ALL if (model, seed) == ("gqa", 0) else DECIDING
+        yield from sharing(sharers, deciding(model, seed))
         if model == "gqa":
-            yield from with_needs(recovered(seed))
-    known = {contender.name for contender in DECIDING}
-    others = {contender.name: contender for contender in TABLE if contender.name not in known}
-    yield from with_needs(Job("gqa", c, t, 0) for c, t in product(others.values(), TARGETS))
-    sweep = product((OURS, UNIFORM, RANDOM), SWEEP)
-    yield from with_needs(Job("gqa", contender, target, 0) for contender, target in sweep)
-    for contender, name in product(PUBLISHED, ("lora", "distill")):
-        yield from with_needs([Job("gqa", contender, TARGETS[-1], 0, name)])
+            yield from sharing(sharers, recovered(seed))
+    yield from sharing(ALL, of_first_seed())
+
+
+def sharing(
+    contenders: Iterable[Contender], group: Iterable[Job]
+) -> Iterator[tuple[Job, frozenset[Statistic]]]:
+    """Each job with what all these contenders need: they share one calibration."""
+    needs = frozenset[Statistic]().union(*(contender.needs for contender in contenders))
+    return ((job, needs) for job in group)
 
 
 def deciding(model: str, seed: int) -> Iterator[Job]:
@@ -332,11 +336,15 @@ def recovered(seed: int) -> Iterator[Job]:
         yield Job("gqa", contender, target, seed, name)
 
 
-def with_needs(group: Iterable[Job]) -> Iterator[tuple[Job, frozenset[Statistic]]]:
-    """Each job with what all of its group need: they share one calibration."""
-    together = list(group)
-    needs = frozenset[Statistic]().union(*(job.contender.needs for job in together))
-    return ((job, needs) for job in together)
+def of_first_seed() -> Iterator[Job]:
+    """The rest of the table, the sweep, and what recovery makes of the published methods."""
+    others = [contender for contender in ALL if contender not in DECIDING]
+    for contender, target in product(others, TARGETS):
+        yield Job("gqa", contender, target, 0)
+    for contender, target in product((OURS, UNIFORM, RANDOM), SWEEP):
+        yield Job("gqa", contender, target, 0)
+    for contender, name in product(PUBLISHED, RATES):
+        yield Job("gqa", contender, TARGETS[-1], 0, name)
 
 
 def expand(source: Path, copy: Path) -> None:
