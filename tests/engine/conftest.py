@@ -24,7 +24,7 @@ LAYERS: dict[int, dict[str, Any]] = {
     0: {"skip": ["self_attn"]},
     1: {"num_attention_heads": 4, "num_key_value_heads": 2, "o_proj_bias": True},
     2: {"skip": ["mlp"]},
-    3: {"intermediate_size": 128, "down_proj_bias": True},
+    3: {"num_attention_heads": 4, "intermediate_size": 128, "down_proj_bias": True},
     4: {"num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 192},
 }
 ADAPTERS: dict[str, dict[str, Any]] = {

@@ -1,4 +1,7 @@
-"""Uniform exports in stock vLLM: no plugin of ours, and the tokens of transformers."""
+"""Cut, exported and loaded into vLLM: the tokens of transformers, and their probabilities.
+
+A uniform export needs no plugin; a per-layer export needs the plugin and nothing else of ours.
+"""
 
 import json
 import os
@@ -10,76 +13,95 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from pruning.evaluation import load
+from pruning.geometry import Geometry
 from pruning.pipeline import STAGES
 from pruning.recipe import PruneSpec, Recipe
 
 pytestmark = pytest.mark.engine
 
-STOCK = """
+NUM_TOKENS = 24
+VLLM = """
 import json, sys
 from vllm import LLM, ModelRegistry, SamplingParams
 
-assert not [name for name in ModelRegistry.get_supported_archs() if name.startswith("Slim")]
 model, prompts, num_tokens = json.load(sys.stdin)
 llm = LLM(model, dtype="float32", enforce_eager=True, kv_cache_memory_bytes=1 << 26)
-greedy = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True)
-answers = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], greedy)
-print(json.dumps([list(answer.outputs[0].token_ids) for answer in answers]))
+greedy = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True, logprobs=0)
+found = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], greedy)
+answers = [answer.outputs[0] for answer in found]
+print(json.dumps({
+    "tokens": [list(answer.token_ids) for answer in answers],
+    "logprobs": [[p[t].logprob for t, p in zip(a.token_ids, a.logprobs)] for a in answers],
+    "ours": [name for name in ModelRegistry.get_supported_archs() if name.startswith("Slim")],
+}))
 """
 ENVIRONMENT = {
-    "VLLM_PLUGINS": "",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+SHAPE = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+    "max_position_embeddings": 256,
+    "original_max_position_embeddings": 256,
+    "initializer_range": 0.15,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    "sliding_window": None,
+}
+OWN: dict[str, dict[str, Any]] = {  # what of a family only shows when it is far from its default
+    "gemma2": {
+        "sliding_window": 16,
+        "query_pre_attn_scalar": 24,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+    }
+}
+HEADS = ["ffn_channel", "kv_group", "query_head"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes: transformers reads the tokenizer of any qwen2 as a byte-level one, whatever it is."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bytes_ = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, []))
+    bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=bytes_)
 
 
 @pytest.fixture
-def export(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Callable[[str, bool], Path]:
-    """Cut half of a random base of a family, with or without the bias that makes up for it."""
+def export(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Callable[..., Path]:
+    """Cut half of a random base of a family by a recipe."""
 
-    def make(family: str, bias: bool) -> Path:
-        config = AutoConfig.for_model(
-            family,
-            vocab_size=len(tokenizer),
-            hidden_size=256,
-            intermediate_size=512,
-            num_hidden_layers=3,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            head_dim=32,
-            max_position_embeddings=256,
-            initializer_range=0.15,
-            bos_token_id=None,
-            eos_token_id=None,
-            sliding_window=None,
-        )
+    def make(family: str, **recipe: Any) -> Path:
+        shape = {**SHAPE, **OWN.get(family, {})}
+        config = AutoConfig.for_model(family, vocab_size=512, **shape)
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config)
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 nn.init.normal_(parameter)
+            elif parameter.dim() == 1:
+                parameter.data += 0.3 * torch.randn_like(parameter)
         model.save_pretrained(tmp_path / "base")
         tokenizer.save_pretrained(tmp_path / "base")
-        words = torch.randint(len(tokenizer), (2000,)).tolist()
-        (tmp_path / "text").write_text(" ".join(f"t{word}" for word in words))
-        asked = Recipe.model_validate(
-            {
-                "name": "half",
-                "base": "base",
-                "target": 0.5,
-                "bias_compensation": bias,
-                "export": "uniform",
-                "calibration": {"file": "text", "sequences": 8, "length": 64},
-                "evaluation": {"file": "text", "sequences": 8, "length": 64},
-            }
-        )
+        (tmp_path / "text").write_text(" ".join(str(i * i) for i in range(400)))
+        text = {"file": "text", "sequences": 8, "length": 64}
+        asked = {"name": "half", "base": "base", "target": 0.5, **recipe}
         spec = PruneSpec(
-            recipe=asked,
+            recipe=Recipe.model_validate(asked | {"calibration": text, "evaluation": text}),
             base=tmp_path / "base",
             adapters={},
             calibration=tmp_path / "text",
@@ -92,45 +114,78 @@ def export(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Callable[[str,
     return make
 
 
-def served_by_stock(model: Path, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
-    """What vLLM without plugins generates, greedily, in a process of its own."""
+def served(model: Path, prompts: list[list[int]], plugins: str = "") -> dict[str, Any]:
+    """What vLLM generates, greedily, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", STOCK],
-        input=json.dumps([str(model), prompts, num_tokens]),
-        env={**os.environ, **ENVIRONMENT},
+        [sys.executable, "-c", VLLM],
+        input=json.dumps([str(model), prompts, NUM_TOKENS]),
+        env={**os.environ, **ENVIRONMENT, "VLLM_PLUGINS": plugins},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    tokens: list[list[int]] = json.loads(done.stdout.strip().split("\n")[-1])
-    return tokens
+    found: dict[str, Any] = json.loads(done.stdout.strip().split("\n")[-1])
+    return found
+
+
+@torch.inference_mode()
+def assert_same(found: dict[str, Any], model: Path, prompts: list[list[int]]) -> None:
+    """Hold what vLLM generated against transformers, one prompt at a time."""
+    reference = load(model)
+    for prompt, tokens, logprobs in zip(prompts, found["tokens"], found["logprobs"], strict=True):
+        ids = torch.tensor([prompt + tokens[:-1]])
+        logits_TV = reference(input_ids=ids).logits[0, len(prompt) - 1 :]
+        best = logits_TV.log_softmax(dim=-1).max(dim=-1)
+        assert best.indices.tolist() == tokens
+        assert best.values.tolist() == pytest.approx(logprobs, abs=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("family", "bias", "served"),
+    ("family", "recipe", "architecture"),
     [
-        ("llama", False, "LlamaForCausalLM"),
-        ("llama", True, "LlamaForCausalLM"),
-        pytest.param("qwen2", True, "LlamaForCausalLM", marks=pytest.mark.slow),
-        pytest.param("qwen3", False, "Qwen3ForCausalLM", marks=pytest.mark.slow),
-        pytest.param("mistral", True, "LlamaForCausalLM", marks=pytest.mark.slow),
+        ("llama", {}, "LlamaForCausalLM"),
+        ("llama", {"bias_compensation": True, "units": HEADS}, "LlamaForCausalLM"),
+        pytest.param(
+            "qwen2", {"bias_compensation": True}, "LlamaForCausalLM", marks=pytest.mark.slow
+        ),
+        pytest.param("qwen3", {"units": HEADS}, "Qwen3ForCausalLM", marks=pytest.mark.slow),
+        pytest.param(
+            "mistral", {"bias_compensation": True}, "LlamaForCausalLM", marks=pytest.mark.slow
+        ),
+        pytest.param("gemma2", {"units": HEADS}, "Gemma2ForCausalLM", marks=pytest.mark.slow),
+        pytest.param("phi3", {"units": HEADS}, "Phi3ForCausalLM", marks=pytest.mark.slow),
     ],
 )
 def test_a_uniform_export_needs_nothing_of_ours_in_vllm(
     family: str,
-    bias: bool,
-    served: str,
-    export: Callable[[str, bool], Path],
+    recipe: dict[str, Any],
+    architecture: str,
+    export: Callable[..., Path],
     prompts: list[list[int]],
-    greedy: Any,
 ):
-    model = export(family, bias)
+    model = export(family, export="uniform", **recipe)
     config = json.loads((model / "config.json").read_text())
-    assert config["architectures"] == [served]
-    assert config["num_key_value_heads"] == 2
-    if bias:
+    assert config["architectures"] == [architecture]
+    assert config["num_attention_heads"] < 16
+    if recipe.get("bias_compensation"):
         assert config["attention_bias"]
         assert config["mlp_bias"]
-    expected = greedy(model, None, prompts)
-    assert served_by_stock(model, prompts, len(expected[0])) == expected
+    found = served(model, prompts)
+    assert not found["ours"]
+    assert_same(found, model, prompts)
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["llama", *(pytest.param(f, marks=pytest.mark.slow) for f in ("mistral", "qwen2", "qwen3"))],
+)
+def test_query_heads_leave_layers_of_different_widths(
+    family: str, export: Callable[..., Path], prompts: list[list[int]]
+):
+    recipe = {"units": HEADS, "allocator": {"name": "global"}, "bias_compensation": True}
+    model = export(family, export="per_layer", **recipe)
+    layers = Geometry.of(model).layers
+    assert {layer.group_size for layer in layers} < {1, 2, 3}
+    assert len(set(layers)) > 1
+    assert_same(served(model, prompts, plugins="graftwork"), model, prompts)
