@@ -91,6 +91,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             chore.cancel()
         await asyncio.gather(*chores, return_exceptions=True)
         await state.engines.stop()
+        await state.composer.close()
         state.jobs.close()
         state.catalog.close()
 

@@ -2,8 +2,9 @@
 
 An engine gets a manifest, small JSON that names the adapters of a sum by their immutable paths.
 The exact sum is nothing more than that; every other strategy is built once into a plain adapter,
-which stays on disk for the next time.  All names and paths carry the digest of what they stand
-for, so that no cache, vLLM's prefix cache included, can mistake one content for another.
+which stays on disk for the next time.  What was loaded is copied into host memory, from where it
+is loaded again.  All names and paths carry the digest of what they stand for, so that no cache,
+vLLM's prefix cache included, can mistake one content for another.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import contextlib
 import json
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from service.catalog import Catalog
 from service.composition_store import CompositionStore
 from service.engines import Engine, Engines
 from service.errors import EngineUnavailable, GraftworkError, NotFound
+from service.memory_tier import MemoryTier
 from service.metrics import Metrics
 from service.models import Composed, Model, served
 from service.records import Adapter
@@ -38,8 +40,10 @@ _log = structlog.get_logger("composer")
 class _Entry:
     """A composition that an engine has, or is getting."""
 
-    manifest: Path
+    source: Path  # what the engine loads: a manifest, or what was built and is in memory
+    tier: str  # where that was found
     adapters: frozenset[str]  # digests
+    files: Mapping[str, Path]  # what the engine reads, now or when it reads again, by digest
     users: int = 0
     leaving: asyncio.Task[None] | None = field(default=None)
 
@@ -55,7 +59,18 @@ class Composer:
         self._store = CompositionStore(settings)
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()  # least recently used first
         self._pinned: frozenset[_Key] = frozenset()
-        metrics.watch_compositions(lambda: len(self._entries), lambda: self._store.bytes)
+        self._memory = MemoryTier(settings)
+        self._copies: set[asyncio.Task[None]] = set()
+        self._evictions = 0
+        metrics.watch_compositions(
+            lambda: len(self._entries),
+            {"memory": lambda: self._memory.bytes, "disk": lambda: self._store.bytes},
+            {
+                "engine": lambda: self._evictions,
+                "memory": lambda: self._memory.evictions,
+                "disk": lambda: self._store.evictions,
+            },
+        )
 
     @contextlib.asynccontextmanager
     async def hold(self, engine: Engine, model: Model) -> AsyncIterator[None]:
@@ -87,6 +102,8 @@ class Composer:
             if key[0] == adapter.base and adapter.digest in entry.adapters
         ]
         await asyncio.gather(*(self._leave(key) for key in keys))
+        if adapter.digest not in self._held():
+            self._memory.remove(adapter.digest)
 
     async def keep_warm(self) -> None:
         """Hold pinned compositions in their engines, for as long as the gateway runs."""
@@ -99,6 +116,11 @@ class Composer:
             except (SQLAlchemyError, GraftworkError) as error:
                 _log.warning("pinned compositions cannot be read", error=str(error))
             await asyncio.sleep(_WARM_SECONDS)
+
+    async def close(self) -> None:
+        """Give the memory back; no engine runs any more."""
+        await self._memory.close()
+        await asyncio.gather(*self._copies)
 
     def _pinned_models(self) -> list[Model]:
         return [m for m in served(self._catalog) if m.composed and m.composed.pinned]
@@ -119,11 +141,31 @@ class Composer:
         while (entry := self._entries.get(key)) is not None and entry.leaving is not None:
             await asyncio.wait([entry.leaving])
         if entry is None:
-            manifest = self._store.manifest(model.engine_name)
-            digests = frozenset(adapter.digest for adapter in composed.adapters)
-            write(manifest, model, composed, self._store)
-            entry = self._entries[key] = _Entry(manifest, digests)
+            entry = self._entries[key] = self._found(model, composed)
         return entry
+
+    def _found(self, model: Model, composed: Composed) -> _Entry:
+        """What an engine is to load, from where it is nearest."""
+        adapters = frozenset(adapter.digest for adapter in composed.adapters)
+        if composed.composition.exact:
+            kept = {digest: self._memory.find(digest) for digest in adapters}
+            paths = {a.digest: kept[a.digest] or a.path for a in composed.adapters}
+            tier = "memory" if all(kept.values()) else "disk"
+            files = {a.digest: a.path for a in composed.adapters}
+        else:
+            files = {composed.digest: self._store.directory(composed.digest)}
+            if (built := self._memory.find(composed.digest)) is not None:
+                self._store.touch(composed.digest)
+                return _Entry(built, "memory", adapters, files)
+            paths = {a.digest: a.path for a in composed.adapters}
+            tier = "disk" if self._store.has(composed.digest) else "none"
+        manifest = self._store.manifest(model.engine_name)
+        write(manifest, model, composed, paths, self._store)
+        return _Entry(manifest, tier, adapters, files)
+
+    def _held(self) -> set[str]:
+        """Digests of everything that engines read."""
+        return {digest for entry in self._entries.values() for digest in entry.files}
 
     def _check(self, composed: Composed) -> None:
         most = self._settings.engine_max_lora_rank
@@ -138,18 +180,27 @@ class Composer:
         if engine.holds(model.engine_name):
             self._metrics.observe_composition("engine")
             return
-        assert model.composed is not None
-        built = model.composed.composition.exact or self._store.has(model.composed.digest)
         started = time.perf_counter()
-        if await engine.ensure_adapter(model.engine_name, entry.manifest):
-            self._metrics.observe_composition(
-                "disk" if built else "none", time.perf_counter() - started
-            )
-            if not built:
-                held = {name.rpartition("@")[2] for _, name in self._entries}
-                await anyio.to_thread.run_sync(self._store.trim, held)
-        else:
+        if not await engine.ensure_adapter(model.engine_name, entry.source):
             self._metrics.observe_composition("shared")
+            return
+        self._metrics.observe_composition(entry.tier, time.perf_counter() - started)
+        if entry.tier == "none":
+            entry.tier = "disk"  # if its engine starts again
+            await anyio.to_thread.run_sync(self._store.trim, self._held())
+        if entry.tier != "memory":
+            self._copy(entry)
+
+    def _copy(self, entry: _Entry) -> None:
+        """Keep what was loaded in memory, for the time when the engine has let it go."""
+
+        async def add() -> None:
+            for digest, path in entry.files.items():
+                await self._memory.add(digest, path, self._held)
+
+        copy = asyncio.create_task(add())
+        self._copies.add(copy)
+        copy.add_done_callback(self._copies.discard)
 
     def _trim(self, base: str) -> None:
         """Let the least recently used go until there are no more than the settings allow."""
@@ -160,7 +211,7 @@ class Composer:
         ]
         idle = [key for key in staying if not self._entries[key].users]
         for key in idle[: max(0, len(staying) - self._settings.composition_limit)]:
-            self._metrics.observe_eviction()
+            self._evictions += 1
             self._leave(key)
 
     def _leave(self, key: _Key) -> asyncio.Task[None]:
@@ -179,18 +230,27 @@ class Composer:
             self._discard(key)
 
     def _discard(self, key: _Key) -> None:
-        entry = self._entries.pop(key, None)
-        if entry is not None:
-            entry.manifest.unlink(missing_ok=True)
+        if self._entries.pop(key, None) is not None:
+            self._store.manifest(key[1]).unlink(missing_ok=True)
 
 
-def write(manifest: Path, model: Model, composed: Composed, store: CompositionStore) -> None:
-    """Tell an engine what a composition is made of."""
-    weights = [part.weight for part in composed.composition.parts]
+def write(
+    manifest: Path,
+    model: Model,
+    composed: Composed,
+    paths: Mapping[str, Path],
+    store: CompositionStore,
+) -> None:
+    """Tell an engine what a composition is made of, whose adapters lie at `paths` by digest."""
     content: dict[str, object] = {
         "parts": [
-            {"name": adapter.name, "path": str(adapter.path.absolute()), "weight": weight}
-            for adapter, weight in zip(composed.adapters, weights, strict=True)
+            {
+                "name": adapter.name,
+                "content": adapter.digest,
+                "path": str(paths[adapter.digest].absolute()),
+                "weight": part.weight,
+            }
+            for adapter, part in zip(composed.adapters, composed.composition.parts, strict=True)
         ]
     }
     if not composed.composition.exact:

@@ -1,5 +1,7 @@
 """What was built for compositions, on disk under their digests, the oldest going first."""
 
+import contextlib
+import os
 import re
 import shutil
 from collections.abc import Collection
@@ -15,7 +17,10 @@ class CompositionStore:
         self._built = settings.home.absolute() / "compositions"
         self._manifests = settings.run.absolute() / "compositions"
         self._limit = settings.composition_disk_bytes
+        self.evictions = 0
         shutil.rmtree(self._manifests, ignore_errors=True)  # no engine of ours runs yet
+        for draft in self._built.glob(".draft-*"):
+            shutil.rmtree(draft, ignore_errors=True)
 
     def manifest(self, engine_name: str) -> Path:
         """Where the manifest of a composition lies."""
@@ -27,6 +32,11 @@ class CompositionStore:
 
     def has(self, digest: str) -> bool:
         return self.directory(digest).is_dir()
+
+    def touch(self, digest: str) -> None:
+        """Count an adapter as used: the oldest leave first."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self.directory(digest))
 
     @property
     def bytes(self) -> int:
@@ -43,6 +53,7 @@ class CompositionStore:
             if path.name not in held:
                 excess -= _size(path)
                 shutil.rmtree(path, ignore_errors=True)
+                self.evictions += 1
 
     def _adapters(self) -> list[Path]:
         if not self._built.is_dir():

@@ -49,7 +49,7 @@ class Metrics:
         self._compositions = Counter(
             "graftwork_composition_requests",
             "Requests for a composition by where it was found: engine, shared (a load that another "
-            "request had begun), disk, or none (it was built).",
+            "request had begun), memory, disk, or none (it was built).",
             ("tier",),
             registry=self.registry,
         )
@@ -60,29 +60,27 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self._evictions = Counter(
-            "graftwork_composition_evictions",
-            "Compositions let go to make room.",
-            registry=self.registry,
-        )
         self._models: set[str] = set()
 
-    def watch_compositions(self, loaded: Callable[[], int], size: Callable[[], int]) -> None:
-        """Show how many compositions engines hold, and the bytes of those that were built."""
-        for name, text, value in (
-            ("graftwork_compositions_loaded", "Compositions that engines hold.", loaded),
-            ("graftwork_composition_bytes", "Adapters built for compositions, on disk.", size),
-        ):
-            Gauge(name, text, registry=self.registry).set_function(value)
+    def watch_compositions(
+        self,
+        loaded: Callable[[], int],
+        sizes: Mapping[str, Callable[[], int]],
+        evictions: Mapping[str, Callable[[], int]],
+    ) -> None:
+        """Show how many compositions engines hold, and by tier the bytes and what was let go."""
+        Gauge(
+            "graftwork_compositions_loaded",
+            "Compositions that engines hold.",
+            registry=self.registry,
+        ).set_function(loaded)
+        self.registry.register(_Tiers(sizes, evictions))
 
     def observe_composition(self, tier: str, seconds: float | None = None) -> None:
         """Count a request for a composition, and how long the load took that it caused."""
         self._compositions.labels(tier).inc()
         if seconds is not None:
             self._composition_seconds.labels(tier).observe(seconds)
-
-    def observe_eviction(self) -> None:
-        self._evictions.inc()
 
     def observe_request(self, route: str, status: int, model: str, seconds: float) -> None:
         """Count an answered request; `model` is empty where none is concerned."""
@@ -141,6 +139,29 @@ class _Families(Collector):
 
     def collect(self) -> Iterable[Metric]:
         return self._families
+
+
+class _Tiers(Collector):
+    """What the tiers of compositions count themselves, read when it is asked for."""
+
+    def __init__(
+        self, sizes: Mapping[str, Callable[[], int]], evictions: Mapping[str, Callable[[], int]]
+    ):
+        self._sizes = sizes
+        self._evictions = evictions
+
+    def collect(self) -> Iterable[Metric]:
+        size = GaugeMetricFamily(
+            "graftwork_composition_bytes", "Adapters kept for compositions.", labels=("tier",)
+        )
+        evicted = CounterMetricFamily(
+            "graftwork_composition_evictions", "What was let go to make room.", labels=("tier",)
+        )
+        for tier, value in self._sizes.items():
+            size.add_metric((tier,), value())
+        for tier, value in self._evictions.items():
+            evicted.add_metric((tier,), value())
+        return size, evicted
 
 
 async def _texts(engines: Engines) -> dict[str, str]:

@@ -28,6 +28,18 @@ class Settings(BaseSettings):
     composition_disk_bytes: int = Field(
         4 << 30, ge=0, description="adapters built for compositions, the oldest going first"
     )
+    composition_memory: Path = Field(
+        Path("/dev/shm"), description="a folder on tmpfs; where it is not there, nothing is kept"
+    )
+    composition_memory_bytes: int = Field(
+        256 << 20, ge=0, description="adapters kept in it, never more than half of it; 0: none"
+    )
+    composition_repeats: int = Field(
+        0, ge=0, description="requests that make a composition one plain adapter; 0: never"
+    )
+    composition_repeat_seconds: float = Field(
+        600.0, gt=0, description="the time within which they must come"
+    )
     engine_max_model_len: int | None = Field(None, ge=16, description="the base's own when absent")
     engine_kv_cache_bytes: int = Field(1 << 28, ge=1 << 20, description="KV cache of a CPU engine")
     engine_gpu_memory: float = Field(

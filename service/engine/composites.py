@@ -1,7 +1,8 @@
 """Compositions inside an engine: sums of adapters that are in memory once, whoever uses them.
 
-A composition reaches vLLM as an adapter whose path is a manifest, {"parts": [{"path", "weight"}]}.
-Where our kernels run, it stays a list of parts; else their atoms are put side by side.
+A composition reaches vLLM as an adapter whose path is a manifest, {"parts": [{"content", "path",
+"weight"}]}, where content is a digest.  Where our kernels run, it stays a list of parts; else their
+atoms are put side by side.
 """
 
 # Shape suffixes: R = rank, I = inputs and O = outputs of a linear.
@@ -21,9 +22,9 @@ MANIFEST = ".json"  # suffix that tells a manifest from an adapter's directory
 
 @dataclass(frozen=True)
 class Part:
-    """An adapter in a sum; the content of a path never changes."""
+    """An adapter in a sum; `content` is its digest."""
 
-    path: str
+    content: str
     model: LoRAModel  # alpha / r is folded into B
     weight: float
 
@@ -37,7 +38,7 @@ class Composite(LoRAModel):
 
 
 class Parts:
-    """The adapters that compositions are made of, by path, for as long as any needs them."""
+    """The adapters that compositions are made of, by content, as long as any needs them."""
 
     def __init__(self, load: Callable[[str], LoRAModel]) -> None:
         self._load = load
@@ -46,12 +47,15 @@ class Parts:
     def of(self, manifest: Path) -> list[Part]:
         """The parts that a manifest names.  Raises what `load` raises."""
         items = json.loads(manifest.read_text())["parts"]
-        return [Part(item["path"], self._model(item["path"]), item["weight"]) for item in items]
+        return [
+            Part(item["content"], self._model(item["content"], item["path"]), item["weight"])
+            for item in items
+        ]
 
-    def _model(self, path: str) -> LoRAModel:
-        part = self._loaded.get(path)
+    def _model(self, content: str, path: str) -> LoRAModel:
+        part = self._loaded.get(content)
         if part is None:
-            part = self._loaded[path] = self._load(path)
+            part = self._loaded[content] = self._load(path)
             for weights in part.loras.values():
                 weights.optimize()
         return part

@@ -127,7 +127,7 @@ class PackedLinears:
         self.pool.unload(slot)
         composition = []
         for part in parts:
-            place, new = self.places.take(part.path, slot)
+            place, new = self.places.take(part.content, slot)
             if new:
                 weights = {
                     _name(module.lora_a_stacked): matrices(part.model, packed, name)

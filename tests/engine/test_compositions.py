@@ -71,7 +71,12 @@ async def engine(
     engine = engines.get("slim")
     for name, weights in SUMS.items():
         parts = [
-            {"name": adapter, "path": str(adapters[adapter]), "weight": weight}
+            {
+                "name": adapter,
+                "content": adapter,
+                "path": str(adapters[adapter]),
+                "weight": weight,
+            }
             for adapter, weight in weights.items()
         ]
         manifest = tmp_path_factory.mktemp("manifests") / f"{name}.json"
@@ -116,7 +121,7 @@ async def test_a_sum_of_an_adapter_that_does_not_fit_is_refused_and_leaves_no_tr
     engine: Engine, tmp_path: Path
 ):
     manifest = tmp_path / "broken.json"
-    parts = [{"name": "gone", "path": str(tmp_path / "gone"), "weight": 1.0}]
+    parts = [{"name": "gone", "content": "0", "path": str(tmp_path / "gone"), "weight": 1.0}]
     manifest.write_text(json.dumps({"parts": parts}))
     with pytest.raises(Exception, match="adapter_model.safetensors"):
         await engine.ensure_adapter("slim+*@broken", manifest)

@@ -191,8 +191,10 @@ class StandInEngines:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
+    (tmp_path / "shm").mkdir()
     return Settings(
         home=tmp_path / "home",
+        composition_memory=tmp_path / "shm",
         engine_max_lora_rank=8,
         composition_limit=4,
         upload_limit_bytes=1 << 20,

@@ -164,7 +164,7 @@ def test_the_least_recently_used_are_let_go_with_their_files(
     assert set(engine.adapters) == set(names[-settings.composition_limit :])
     manifests = list((settings.run / "compositions").iterdir())
     assert len(manifests) == settings.composition_limit
-    evicted = figures(three)["graftwork_composition_evictions_total"]
+    evicted = figures(three)['graftwork_composition_evictions_total{tier="engine"}']
     assert evicted == len(models) - settings.composition_limit
 
 
@@ -176,7 +176,7 @@ def test_no_more_are_let_go_than_needed_while_some_are_still_leaving(
     for weight in range(1, limit + 3):
         complete(three, f"demo+sql:{weight}+style:1")
     complete(three, f"demo+sql:{limit + 2}+style:1")
-    assert figures(three)["graftwork_composition_evictions_total"] == 2
+    assert figures(three)['graftwork_composition_evictions_total{tier="engine"}'] == 2
 
 
 def test_a_pinned_one_that_cannot_be_loaded_does_not_keep_others_from_it(
@@ -264,3 +264,43 @@ def test_what_an_engine_refuses_leaves_nothing_behind(
     assert refused.status_code == 400
     assert list((settings.run / "compositions").iterdir()) == []
     assert figures(three)["graftwork_compositions_loaded"] == 0
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def hits(gateway: httpx.Client, tier: str) -> float:
+    return figures(gateway).get(f'graftwork_composition_requests_total{{tier="{tier}"}}', 0)
+
+
+def test_what_an_engine_let_go_is_loaded_again_from_memory(
+    three: httpx.Client, upstream: Any, engines: Any, settings: Settings
+):
+    name = complete(three, "demo+sql:1+style:1").json()["echo"]["model"]
+    assert (hits(three, "disk"), hits(three, "memory")) == (1, 0)
+    sizes = 'graftwork_composition_bytes{tier="memory"}'
+    wait_until(lambda: figures(three)[sizes] > 0)
+    for weight in range(2, 2 + settings.composition_limit):
+        complete(three, f"demo+sql:{weight}+style:1")
+    wait_until(lambda: name not in engines.running["demo"].adapters)
+    complete(three, "demo+sql:1+style:1")
+    assert hits(three, "memory") >= 1
+    parts = json.loads(engines.running["demo"].contents[name])["parts"]
+    for part in parts:
+        assert Path(part["path"]).parent.parent == settings.composition_memory
+        assert (Path(part["path"]) / WEIGHTS).is_file()
+
+
+def test_a_deleted_adapter_leaves_memory_too(
+    three: httpx.Client, upstream: Any, settings: Settings
+):
+    digest = three.get("/v1/adapters/demo+news").json()["digest"]
+    complete(three, "demo+sql:1+news:1")
+    (folder,) = settings.composition_memory.iterdir()
+    wait_until((folder / digest).is_dir)
+    assert three.delete("/v1/adapters/demo+news").is_success
+    assert not (folder / digest).exists()
