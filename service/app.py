@@ -83,6 +83,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     chores = [
         asyncio.create_task(_follow(state.catalog, state.engines)),
         asyncio.create_task(state.composer.keep_warm()),
+        asyncio.create_task(state.composer.keep_merging()),
     ]
     try:
         yield

@@ -3,8 +3,9 @@
 An engine gets a manifest, small JSON that names the adapters of a sum by their immutable paths.
 The exact sum is nothing more than that; every other strategy is built once into a plain adapter,
 which stays on disk for the next time.  What was loaded is copied into host memory, from where it
-is loaded again.  All names and paths carry the digest of what they stand for, so that no cache,
-vLLM's prefix cache included, can mistake one content for another.
+is loaded again.  An exact sum that is asked for again and again becomes, in the background, one
+plain adapter as well.  All names and paths carry the digest of what they stand for, so that no
+cache, vLLM's prefix cache included, can mistake one content for another.
 """
 
 import asyncio
@@ -29,6 +30,7 @@ from service.memory_tier import MemoryTier
 from service.metrics import Metrics
 from service.models import Composed, Model, served
 from service.records import Adapter
+from service.repeats import Merges
 from service.settings import Settings
 
 _WARM_SECONDS = 1.0  # between looks for pinned compositions that are not loaded
@@ -60,6 +62,7 @@ class Composer:
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()  # least recently used first
         self._pinned: frozenset[_Key] = frozenset()
         self._memory = MemoryTier(settings)
+        self._merges = Merges(settings, self._store)
         self._copies: set[asyncio.Task[None]] = set()
         self._evictions = 0
         metrics.watch_compositions(
@@ -73,12 +76,19 @@ class Composer:
         )
 
     @contextlib.asynccontextmanager
-    async def hold(self, engine: Engine, model: Model) -> AsyncIterator[None]:
-        """Keep a composition loaded for as long as the context lasts.
+    async def hold(self, engine: Engine, model: Model) -> AsyncIterator[str]:
+        """Keep a composition loaded for as long as the context lasts; what its engine calls it.
 
         Raises InvalidInput for more atoms than an engine takes, AdapterRejected when it cannot
         take an adapter, EngineUnavailable when it goes down.
         """
+        self._merges.count(model)
+        async with self._held_as(engine, self._merges.form(model)) as name:
+            yield name
+
+    @contextlib.asynccontextmanager
+    async def _held_as(self, engine: Engine, model: Model) -> AsyncIterator[str]:
+        """The same, in this very form."""
         assert model.composed is not None
         self._check(model.composed)
         key = (engine.name, model.engine_name)
@@ -87,11 +97,12 @@ class Composer:
         self._entries.move_to_end(key)
         try:
             await self._load(engine, model, entry)
-            yield
+            yield model.engine_name
         finally:
             entry.users -= 1
             if not (entry.users or entry.leaving or engine.holds(model.engine_name)):
                 self._discard(key)
+            self._leave_if_merged(model)
             self._trim(engine.name)
 
     async def forget(self, adapter: Adapter) -> None:
@@ -117,20 +128,51 @@ class Composer:
                 _log.warning("pinned compositions cannot be read", error=str(error))
             await asyncio.sleep(_WARM_SECONDS)
 
+    async def keep_merging(self) -> None:
+        """Merge sums that are asked for again and again, one at a time, as long as it runs."""
+        while True:
+            model = await self._merges.next()
+            self._metrics.observe_merge(await self._merge(model))
+
+    async def _merge(self, model: Model) -> str:
+        """Build and load a sum as one plain adapter; how that went."""
+        assert model.composed is not None
+        try:
+            engine = self._engines.get(model.base.name)
+            async with self._held_as(engine, model.merged):
+                self._merges.done(model)
+        except (NotFound, EngineUnavailable):
+            self._merges.postpone(model)
+            return "interrupted"
+        except (GraftworkError, InvalidInput, OSError) as error:
+            _log.warning("a composition is not merged", model=model.id, error=str(error))
+            await anyio.to_thread.run_sync(self._store.remove, model.composed.digest)
+            return "failed"
+        self._leave_if_merged(model)
+        return "done"
+
+    def _leave_if_merged(self, model: Model) -> None:
+        """Let a sum go once requests get it as a plain adapter and none has it as a sum."""
+        key = model.base.name, model.engine_name
+        entry = self._entries.get(key)
+        if entry and not entry.users and self._merges.form(model).engine_name != model.engine_name:
+            self._leave(key)
+
     async def close(self) -> None:
         """Give the memory back; no engine runs any more."""
         await self._memory.close()
         await asyncio.gather(*self._copies)
 
     def _pinned_models(self) -> list[Model]:
-        return [m for m in served(self._catalog) if m.composed and m.composed.pinned]
+        found = served(self._catalog)
+        return [self._merges.form(m) for m in found if m.composed and m.composed.pinned]
 
     async def _warm(self, model: Model) -> None:
         """Load a pinned composition; what stands in the way of one does not hold up the others."""
         try:
             engine = self._engines.get(model.base.name)
             if not engine.holds(model.engine_name):
-                async with self.hold(engine, model):
+                async with self._held_as(engine, model):
                     pass
         except (NotFound, EngineUnavailable):
             pass  # its engine starts; there is a next time
@@ -147,7 +189,7 @@ class Composer:
     def _found(self, model: Model, composed: Composed) -> _Entry:
         """What an engine is to load, from where it is nearest."""
         adapters = frozenset(adapter.digest for adapter in composed.adapters)
-        if composed.composition.exact:
+        if not composed.built:
             kept = {digest: self._memory.find(digest) for digest in adapters}
             paths = {a.digest: kept[a.digest] or a.path for a in composed.adapters}
             tier = "memory" if all(kept.values()) else "disk"
@@ -253,7 +295,7 @@ def write(
             for adapter, part in zip(composed.adapters, composed.composition.parts, strict=True)
         ]
     }
-    if not composed.composition.exact:
+    if composed.built:
         content |= {
             "strategy": composed.composition.strategy.model_dump(mode="json"),
             "base": str(model.base.path.absolute()),

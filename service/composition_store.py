@@ -33,6 +33,14 @@ class CompositionStore:
     def has(self, digest: str) -> bool:
         return self.directory(digest).is_dir()
 
+    def digests(self) -> set[str]:
+        """Of all that were built."""
+        return {path.name for path in self._adapters()}
+
+    def remove(self, digest: str) -> None:
+        """Forget what was built for a composition."""
+        shutil.rmtree(self.directory(digest), ignore_errors=True)
+
     def touch(self, digest: str) -> None:
         """Count an adapter as used: the oldest leave first."""
         with contextlib.suppress(FileNotFoundError):

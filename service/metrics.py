@@ -60,6 +60,13 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self._merges = Counter(
+            "graftwork_composition_merges",
+            "Sums that were asked for again and again, and became one plain adapter: done, failed, "
+            "or interrupted (their engine went down).",
+            ("outcome",),
+            registry=self.registry,
+        )
         self._models: set[str] = set()
 
     def watch_compositions(
@@ -81,6 +88,9 @@ class Metrics:
         self._compositions.labels(tier).inc()
         if seconds is not None:
             self._composition_seconds.labels(tier).observe(seconds)
+
+    def observe_merge(self, outcome: str) -> None:
+        self._merges.labels(outcome).inc()
 
     def observe_request(self, route: str, status: int, model: str, seconds: float) -> None:
         """Count an answered request; `model` is empty where none is concerned."""

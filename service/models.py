@@ -5,7 +5,7 @@ NAME is that of an adapter or of a named composition; @DIGEST asks for one exact
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pruning.errors import InvalidInput
 from service.catalog import Catalog
@@ -24,6 +24,12 @@ class Composed:
     composition: Composition
     adapters: tuple[Adapter, ...]  # in the order of the parts
     named: NamedComposition | None = None
+    merged: bool = False  # an exact sum that is built into a plain adapter all the same
+
+    @property
+    def built(self) -> bool:
+        """Whether an engine needs it as one plain adapter."""
+        return self.merged or not self.composition.exact
 
     @property
     def digest(self) -> str:
@@ -61,8 +67,15 @@ class Model:
     def engine_name(self) -> str:
         """What the engine calls it: a new name for each content."""
         if self.composed:
-            return f"{self.base.name}+*@{self.composed.digest}"
+            form = ".merged" if self.composed.merged else ""
+            return f"{self.base.name}+*@{self.composed.digest}{form}"
         return self.adapter.engine_name if self.adapter else self.base.name
+
+    @property
+    def merged(self) -> "Model":
+        """The same composition as one plain adapter."""
+        assert self.composed is not None
+        return replace(self, composed=replace(self.composed, merged=True))
 
 
 def served(catalog: Catalog) -> tuple[Model, ...]:

@@ -59,9 +59,9 @@ class Proxy:
         request.state.model = model.id
         own = {key: value for key, value in body.items() if key not in FIELDS}
         async with AsyncExitStack() as held:
-            engine = await self._prepare(model, held)
+            engine, name = await self._prepare(model, held)
             upstream = await _unless_disconnected(
-                request, _send(engine, request, {**own, "model": model.engine_name})
+                request, _send(engine, request, {**own, "model": name})
             )
             headers = {k: v for k in _PASSED_ON if (v := upstream.headers.get(k)) is not None}
             if upstream.is_closed:
@@ -73,17 +73,17 @@ class Proxy:
             held.push_async_callback(upstream.aclose)
             return _Stream(upstream, held.pop_all(), first_event, headers)
 
-    async def _prepare(self, model: Model, held: AsyncExitStack) -> Engine:
-        """The engine, with what the model needs in it until `held` is closed."""
+    async def _prepare(self, model: Model, held: AsyncExitStack) -> tuple[Engine, str]:
+        """The engine, and the model's name in it, where it stays until `held` is closed."""
         try:
             engine = self._engines.get(model.base.name)
         except NotFound as error:  # a base so new that its engine has not been started
             raise EngineUnavailable(retry_after=_RETRY_AFTER) from error
         if model.composed is not None:
-            await held.enter_async_context(self._composer.hold(engine, model))
-        elif model.adapter is not None:
+            return engine, await held.enter_async_context(self._composer.hold(engine, model))
+        if model.adapter is not None:
             await engine.ensure_adapter(model.engine_name, model.adapter.path)
-        return engine
+        return engine, model.engine_name
 
 
 def _parse(content: bytes) -> Any:

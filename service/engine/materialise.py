@@ -1,4 +1,4 @@
-"""Build the plain adapter of a composition that is no plain sum: once, whole or not at all."""
+"""Build the one plain adapter of a composition: once, whole or not at all."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from pruning.adapters.merging import merge_all
 from pruning.adapters.source import open_source
 from pruning.geometry import Geometry
 from pruning.recipe import Method
+from service.composition import EXACT
 
 SEED = 0  # a composition is its digest: nothing about it is left to chance
 
@@ -48,8 +49,11 @@ def _build(content: dict[str, Any], directory: Path) -> None:
     parts = content["parts"]
     sources = [open_source(part["name"], Path(part["path"]), geometry) for part in parts]
     weights = {part["name"]: part["weight"] for part in parts}
-    method, _, params = registry.merge(Method.model_validate(content["strategy"]))
+    strategy = Method.model_validate(content["strategy"])
+    method, _, params = registry.merge(strategy)
     merged = merge_all(sources, weights, method, params, SEED)
     dtype = reduce(torch.promote_types, (source.dtype for source in sources))
+    if strategy == EXACT:
+        dtype = torch.float32  # B times its weight is not rounded
     adapter = algebra.adapter_of({key: found.bag for key, found, _ in merged}, dtype)
     atoms.write(adapter, directory, geometry, content["base"])

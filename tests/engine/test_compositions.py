@@ -63,6 +63,14 @@ def logprobs(
     return of
 
 
+def parts_of(weights: Sum, adapters: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """A sum as a manifest has it."""
+    return [
+        {"name": name, "content": name, "path": str(adapters[name]), "weight": weight}
+        for name, weight in weights.items()
+    ]
+
+
 @pytest_asyncio.fixture(loop_scope="session")
 async def engine(
     engines: Engines, adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
@@ -70,17 +78,8 @@ async def engine(
     """The engine with all sums loaded; it has fewer slots than there are sums."""
     engine = engines.get("slim")
     for name, weights in SUMS.items():
-        parts = [
-            {
-                "name": adapter,
-                "content": adapter,
-                "path": str(adapters[adapter]),
-                "weight": weight,
-            }
-            for adapter, weight in weights.items()
-        ]
         manifest = tmp_path_factory.mktemp("manifests") / f"{name}.json"
-        manifest.write_text(json.dumps({"parts": parts}))
+        manifest.write_text(json.dumps({"parts": parts_of(weights, adapters)}))
         await engine.ensure_adapter(f"slim+*@{name}", manifest)
     for name, path in adapters.items():
         await engine.ensure_adapter(f"slim+{name}@1", path)
@@ -128,3 +127,26 @@ async def test_a_sum_of_an_adapter_that_does_not_fit_is_refused_and_leaves_no_tr
     residency = await engine.residency()
     assert "slim+*@broken" not in {adapter["name"] for adapter in residency["adapters"]}
     assert residency["unnamed"] == 0
+
+
+@shared_loop
+async def test_a_sum_that_was_merged_into_one_plain_adapter_says_the_same(
+    engine: Engine,
+    slim: Path,
+    adapters: dict[str, Path],
+    prompts: list[list[int]],
+    logprobs: Callable[[Sum], list[Tensor]],
+    tmp_path: Path,
+):
+    built = tmp_path / "built"
+    for name in ("one", "two"):  # the others have more atoms than this engine takes
+        weights = SUMS[name]
+        manifest = {"parts": parts_of(weights, adapters), "strategy": {"name": "cat"}}
+        manifest |= {"base": str(slim), "destination": str(built / name)}
+        (tmp_path / f"{name}.json").write_text(json.dumps(manifest))
+        await engine.ensure_adapter(f"slim+*@{name}.merged", tmp_path / f"{name}.json")
+        for prompt, expected in zip(prompts, logprobs(weights), strict=True):
+            for token, value in (await served(engine, f"slim+*@{name}.merged", prompt)).items():
+                assert value == pytest.approx(expected[token].item(), abs=1e-4), name
+        await engine.unload_adapter(f"slim+*@{name}.merged")
+    assert {path.name for path in built.iterdir()} == {"one", "two"}  # whole, and no draft

@@ -4,6 +4,7 @@ The upstreams are small, so that they can be told to answer late, to refuse, or 
 """
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -125,7 +126,7 @@ class StandInEngine:
         self.loads: list[str] = []
         self.loading: dict[str, asyncio.Event] = {}
         self.load_seconds = self.unload_seconds = 0.0
-        self.rejects = False
+        self.rejects = self.rejects_new = False
         transport = httpx.AsyncHTTPTransport(uds=str(socket))
         self.client = httpx.AsyncClient(transport=transport, base_url="http://engine")
 
@@ -133,7 +134,7 @@ class StandInEngine:
         return name in self.adapters
 
     async def ensure_adapter(self, name: str, path: Path) -> bool:
-        if self.rejects:
+        if self.rejects or (self.rejects_new and name not in self.adapters):
             raise AdapterRejected(f"{name}: does not fit", param="model")
         if name in self.loading:
             await self.loading[name].wait()
@@ -143,6 +144,8 @@ class StandInEngine:
         await asyncio.sleep(self.load_seconds)
         self.adapters[name], _ = path, loaded.set()
         self.contents[name] = path.read_text() if path.is_file() else ""
+        if built := json.loads(self.contents[name] or "{}").get("destination"):
+            Path(built).mkdir(parents=True, exist_ok=True)
         self.loads.append(name)
         return True
 

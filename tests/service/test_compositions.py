@@ -304,3 +304,86 @@ def test_a_deleted_adapter_leaves_memory_too(
     wait_until((folder / digest).is_dir)
     assert three.delete("/v1/adapters/demo+news").is_success
     assert not (folder / digest).exists()
+
+
+def merges(gateway: httpx.Client, outcome: str) -> float:
+    name = f'graftwork_composition_merges_total{{outcome="{outcome}"}}'
+    return figures(gateway).get(name, 0)
+
+
+class TestSumsThatRepeat:
+    """With a limit of three requests."""
+
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"composition_repeats": 3})
+
+    def ask(self, gateway: httpx.Client, model: str = "demo+sql:0.5+style:0.5") -> str:
+        name: str = complete(gateway, model).json()["echo"]["model"]
+        return name
+
+    def test_the_third_request_has_it_merged_and_later_ones_get_that(
+        self, three: httpx.Client, upstream: Any, engines: Any
+    ):
+        live = [self.ask(three) for _ in range(3)]
+        wait_until(lambda: merges(three, "done") == 1)
+        merged = self.ask(three)
+        assert len(set(live)) == 1
+        assert merged != live[0]
+        manifest = json.loads(engines.running["demo"].contents[merged])
+        assert manifest["strategy"]["name"] == "cat"
+        assert [part["weight"] for part in manifest["parts"]] == [0.5, 0.5]
+        wait_until(lambda: set(engines.running["demo"].adapters) == {merged})
+
+    def test_the_sum_stays_while_a_request_uses_it(
+        self, three: httpx.Client, upstream: Any, engines: Any
+    ):
+        engine = engines.running["demo"]
+        model = "demo+sql:0.5+style:0.5"
+        body = {"model": model, "prompt": "forever", "stream": True}
+        with three.stream("POST", "/v1/completions", json=body) as response:
+            next(events := response.iter_raw())
+            (live,) = engine.adapters
+            for _ in range(2):
+                self.ask(three)
+            wait_until(lambda: merges(three, "done") == 1)
+            assert self.ask(three) != live
+            assert live in engine.adapters
+            next(events)
+        wait_until(lambda: live not in engine.adapters)
+
+    def test_one_that_is_seldom_asked_for_or_is_built_anyway_is_not_merged(
+        self, three: httpx.Client, upstream: Any, engines: Any
+    ):
+        seldom = [self.ask(three, "demo+sql:2+style:1") for _ in range(2)]
+        built = [self.ask(three, "demo+sql:2+style:1@svd:2") for _ in range(5)]
+        repeated = [self.ask(three, "demo+sql:3+style:1") for _ in range(3)]
+        wait_until(lambda: merges(three, "done") == 1)
+        loads = engines.running["demo"].loads
+        assert loads[:3] == [seldom[0], built[0], repeated[0]]
+        assert len(loads) == 4
+
+    def test_one_that_the_engine_refuses_is_answered_as_a_sum_and_not_tried_again(
+        self, three: httpx.Client, upstream: Any, engines: Any
+    ):
+        engine, live = engines.running["demo"], [self.ask(three) for _ in range(2)]
+        engine.rejects_new = True
+        live += [self.ask(three) for _ in range(3)]
+        wait_until(lambda: merges(three, "failed") == 1)
+        live += [self.ask(three) for _ in range(4)]
+        assert len(set(live)) == 1
+        assert merges(three, "failed") == 1
+
+    def test_a_pinned_one_is_held_in_its_merged_form(
+        self, three: httpx.Client, upstream: Any, engines: Any
+    ):
+        new = {"name": "vip", "base": "demo", "adapters": {"sql": 3, "style": 1}, "pinned": True}
+        assert three.post("/v1/compositions", json=new).status_code == 201
+        live = self.ask(three, "demo+vip")
+        for _ in range(2):
+            self.ask(three, "demo+vip")
+        wait_until(lambda: merges(three, "done") == 1)
+        engine = engines.running["demo"]
+        wait_until(lambda: live not in engine.adapters)
+        time.sleep(1.5)  # longer than between two looks for pinned ones
+        assert set(engine.adapters) == {self.ask(three, "demo+vip")}
