@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from pruning.adapters.jobs import CompressRecipe, MergeRecipe
+from pruning.adapters.jobs import AnyAdapterRecipe, ProfileRecipe
 from pruning.digest import file_digest, listing_digest
 from pruning.recipe import Recipe
 
@@ -56,17 +56,17 @@ class Parents(_Frozen):
 class Manifest(_Frozen):
     """What an artifact holds and where it comes from; `created_at` is in Unix seconds."""
 
-    kind: Literal["pruned_base", "adapter"] = "pruned_base"
+    kind: Literal["pruned_base", "adapter", "profile"] = "pruned_base"
     digest: str
     files: dict[Annotated[str, AfterValidator(_inside)], Entry]
-    recipe: Recipe | MergeRecipe | CompressRecipe
+    recipe: Recipe | AnyAdapterRecipe
     seed: int
     parents: Parents
     versions: dict[str, str]
     created_at: int
 
 
-def seal(draft: Path, recipe: Recipe | MergeRecipe | CompressRecipe, parents: Parents) -> Manifest:
+def seal(draft: Path, recipe: Recipe | AnyAdapterRecipe, parents: Parents) -> Manifest:
     """Hash every file below `draft`, write its manifest and flush all of it to disk.
 
     Raises DamagedArtifact when there is anything but regular files and directories.
@@ -74,7 +74,7 @@ def seal(draft: Path, recipe: Recipe | MergeRecipe | CompressRecipe, parents: Pa
     (draft / MANIFEST).unlink(missing_ok=True)
     files = {name: _entry(draft / name) for name in _files(draft)}
     manifest = Manifest(
-        kind="pruned_base" if isinstance(recipe, Recipe) else "adapter",
+        kind=_kind(recipe),
         digest=_digest(files),
         files=files,
         recipe=recipe,
@@ -89,6 +89,12 @@ def seal(draft: Path, recipe: Recipe | MergeRecipe | CompressRecipe, parents: Pa
     for directory, _, _ in os.walk(draft):
         _flush(Path(directory))
     return manifest
+
+
+def _kind(recipe: Recipe | AnyAdapterRecipe) -> Literal["pruned_base", "adapter", "profile"]:
+    if isinstance(recipe, Recipe):
+        return "pruned_base"
+    return "profile" if isinstance(recipe, ProfileRecipe) else "adapter"
 
 
 def publish(draft: Path, store: Path, digest: str) -> bool:

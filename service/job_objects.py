@@ -6,7 +6,7 @@ from typing import Any, Generic, Literal, TypeVar
 from dbos import WorkflowStatus
 from pydantic import BaseModel, ConfigDict
 
-from pruning.adapters.jobs import AdapterSpec, CompressRecipe, MergeRecipe, results
+from pruning.adapters.jobs import AdapterSpec, AnyAdapterRecipe, results
 from pruning.errors import InvalidInput
 from pruning.jobs.job import Event, Progress
 from pruning.jobs.kinds import ADAPTERS, PRUNING, kind_of
@@ -16,7 +16,7 @@ Item = TypeVar("Item", "Job", "JobEvent")
 Status = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
 ENDED = ("succeeded", "failed", "cancelled")
 PATHS = {PRUNING: "/v1/pruning/jobs", ADAPTERS: "/v1/adapters/jobs"}
-AnyRecipe = Recipe | MergeRecipe | CompressRecipe
+AnyRecipe = Recipe | AnyAdapterRecipe
 
 _STATUS: dict[str, Status] = {
     "ENQUEUED": "queued",

@@ -10,6 +10,7 @@ from typing import get_args
 
 from dbos import DBOS, DBOSClient, WorkflowStatus, error
 
+from pruning.adapters import jobs as adapters
 from pruning.errors import InvalidInput
 from pruning.jobs import job as contract
 from pruning.jobs.kinds import ADAPTERS, KINDS, PRUNING, Kind
@@ -67,8 +68,8 @@ class Jobs:
                 recipe.name,
             )
         else:
-            resolved = resolve_adapters(recipe, self._catalog)
-            spec, makes = resolved.model_dump(mode="json"), f"{recipe.base}+{recipe.name}"
+            resolved = resolve_adapters(recipe, self._catalog, self._datasets)
+            spec, makes = resolved.model_dump(mode="json"), adapters.makes(recipe)
         try:
             self._client.enqueue(
                 {

@@ -2,10 +2,11 @@
 
 from pruning.adapters.jobs import (
     AdapterSpec,
-    CompressRecipe,
+    AnyAdapterRecipe,
     Cut,
     Input,
     MergeRecipe,
+    ProfileRecipe,
     SourceSpec,
     results,
 )
@@ -56,12 +57,14 @@ def resolve(recipe: Recipe, catalog: Catalog, datasets: Datasets) -> PruneSpec:
     )
 
 
-def resolve_adapters(recipe: MergeRecipe | CompressRecipe, catalog: Catalog) -> AdapterSpec:
+def resolve_adapters(recipe: AnyAdapterRecipe, catalog: Catalog, datasets: Datasets) -> AdapterSpec:
     """Look up every name of a recipe about adapters; InvalidInput names what is unknown or unfit.
 
     Sources may be of the recipe's base, of its dense parent, or of other slim bases of it.
     Conflict when a name to be is taken.
     """
+    if isinstance(recipe, ProfileRecipe):
+        return _resolve_profile(recipe, catalog, datasets)
     base = lookup("base", lambda: catalog.base(recipe.base))
     taken = {adapter.name for adapter in catalog.adapters(base.name)}
     taken |= {named.name for named in catalog.compositions(base.name)}
@@ -89,6 +92,19 @@ def resolve_adapters(recipe: MergeRecipe | CompressRecipe, catalog: Catalog) -> 
         sources=sources,
         parent=parent,
         plan=cut.plan if cut else None,
+    )
+
+
+def _resolve_profile(recipe: ProfileRecipe, catalog: Catalog, datasets: Datasets) -> AdapterSpec:
+    base = lookup("base", lambda: catalog.base(recipe.base))
+    adapter = lookup("source", lambda: catalog.adapter(base.name, recipe.source))
+    path = adapter.path.absolute()
+    texts = Texts(catalog, datasets, {adapter.name: path})
+    return AdapterSpec(
+        recipe=recipe,
+        base=base.path.absolute(),
+        sources={adapter.name: SourceSpec(path=path)},
+        calibration=texts.paths(recipe.text, "calibration"),
     )
 
 

@@ -51,6 +51,17 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class Profile:
+    """How what an adapter adds to a base varies along a text, by the digests of their contents."""
+
+    adapter: str
+    base: str
+    path: Path
+    summary: Mapping[str, Any]
+    created: int
+
+
+@dataclass(frozen=True)
 class NamedComposition:
     """A composition under a name of its own; `pinned` ones stay loaded."""
 

@@ -49,6 +49,16 @@ compositions = Table(
     Column("created", BigInteger, nullable=False),
 )
 
+profiles = Table(
+    "profiles",
+    metadata,
+    Column("adapter", String(64), primary_key=True),  # digest of its content
+    Column("base", String(64), primary_key=True),  # digest of its content
+    Column("path", String, nullable=False),
+    Column("summary", JSON, nullable=False),
+    Column("created", BigInteger, nullable=False),
+)
+
 files = Table(
     "files",
     metadata,

@@ -1,4 +1,4 @@
-"""Jobs on adapters alone: what to merge or compress, checked before anything runs (torch-free)."""
+"""Jobs on adapters alone: what to merge, compress or profile, checked first (torch-free)."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pruning.methods import resolve
 from pruning.methods.adapters import LadderParams
-from pruning.recipe import Method, Name
+from pruning.recipe import Method, Name, Text
 
 
 class _Frozen(BaseModel):
@@ -70,11 +70,43 @@ class CompressRecipe(_AdapterRecipe):
     method: Method = Method(name="svd")
 
 
-AdapterRecipe = Annotated[MergeRecipe | CompressRecipe, Field(discriminator="kind")]
+class ProfileRecipe(_Frozen):
+    """How what an adapter adds varies along a text, for compositions that hold it."""
+
+    kind: Literal["profile"] = "profile"
+    base: Name
+    source: Name
+    calibration: Text | None = Field(None, description="without, the adapter's calibration.jsonl")
+    seed: int = Field(0, ge=0)
+
+    @property
+    def text(self) -> Text:
+        """What the adapter runs over."""
+        return self.calibration or Text(adapter=self.source, sequences=16, length=128)
 
 
-def results(recipe: MergeRecipe | CompressRecipe) -> tuple[str, ...]:
+AnyAdapterRecipe = MergeRecipe | CompressRecipe | ProfileRecipe
+AdapterRecipe = Annotated[AnyAdapterRecipe, Field(discriminator="kind")]
+
+
+def stages_of(recipe: AnyAdapterRecipe) -> tuple[str, ...]:
+    """The stages of a job on adapters, in order."""
+    if isinstance(recipe, ProfileRecipe):
+        return ("profile", "publish")
+    return ("combine", "measure", "publish")
+
+
+def makes(recipe: AnyAdapterRecipe) -> str:
+    """What at most one job at a time is to make."""
+    if isinstance(recipe, ProfileRecipe):
+        return f"profile of {recipe.base}+{recipe.source}"
+    return f"{recipe.base}+{recipe.name}"
+
+
+def results(recipe: AnyAdapterRecipe) -> tuple[str, ...]:
     """The names of the adapters that a recipe makes.  Raises InvalidInput for an unfit method."""
+    if isinstance(recipe, ProfileRecipe):
+        return ()
     _, params = resolve(recipe.kind, recipe.method)
     if isinstance(params, LadderParams):
         return tuple(f"{recipe.name}-r{rank}" for rank in params.ranks)
@@ -108,6 +140,7 @@ class AdapterSpec(_Frozen):
     sources: dict[str, SourceSpec] = Field(min_length=1)
     parent: Path | None = None
     plan: Path | None = None
+    calibration: tuple[Path, ...] = ()
 
 
 class TaskReport(_Frozen):

@@ -1,4 +1,4 @@
-"""Merging and compressing as a job: adapters in, an immutable artifact and a report out.
+"""Merging, compressing and profiling as a job: adapters in, an artifact and a report out.
 
 Each stage reads what earlier ones wrote below the work directory and writes WORK/STAGE/, as those
 of `pruning.pipeline` do.  Below the recipe's floor the second stage fails, and nothing is sealed.
@@ -18,6 +18,7 @@ from torch import Tensor
 from pruning import artifacts, evaluation
 from pruning.adapters import algebra, atoms
 from pruning.adapters.algebra import Bags
+from pruning.adapters.compose import profile as profiles
 from pruning.adapters.compression import Deltas, Probe, applied
 from pruning.adapters.inputs import all_rows, deltas_of, measuring_rows, on_base, open_sources
 from pruning.adapters.jobs import (
@@ -25,7 +26,9 @@ from pruning.adapters.jobs import (
     CompressRecipe,
     JobReport,
     MergeRecipe,
+    ProfileRecipe,
     ResultReport,
+    stages_of,
 )
 from pruning.adapters.merging import Merged, merge_all
 from pruning.adapters.peft_format import EVALUATION, WEIGHTS
@@ -38,9 +41,17 @@ from pruning.geometry import Geometry
 from pruning.methods import resolve
 from pruning.progress import Progress
 from pruning.registry import compress, merge
+from pruning.text import calibration_ids, load_tokenizer
 
 Stage = Callable[[AdapterSpec, Path, Progress], None]
 
+PUBLISHED = (  # besides the adapters, what is there of it
+    "combine/origins.json",
+    "combine/weights.json",
+    "measure/report.json",
+    "profile/profile.json",
+    "profile/report.json",
+)
 PROBE_ROWS = 8  # for compressions that look at outputs
 
 
@@ -56,6 +67,7 @@ def combine(spec: AdapterSpec, work: Path, progress: Progress) -> None:
         results: Mapping[str, Bags] = {recipe.name: {key: m.bag for key, m in merged.items()}}
         _write_origins(merged, sources, out / "origins.json")
     else:
+        assert isinstance(recipe, CompressRecipe)
         weights, results = {}, _compressed(spec, recipe, sources[0])
     (out / "weights.json").write_text(json.dumps(weights, sort_keys=True) + "\n")
     dtype = reduce(torch.promote_types, (source.dtype for source in sources))
@@ -86,23 +98,39 @@ def measure(spec: AdapterSpec, work: Path, progress: Progress) -> None:
         )
         for directory in directories
     )
-    kind = spec.recipe.kind
+    recipe = spec.recipe
+    assert not isinstance(recipe, ProfileRecipe)
     report = JobReport(
-        recipe=spec.recipe,
-        paper=resolve(kind, spec.recipe.method)[0].paper.url,
+        recipe=recipe,
+        paper=resolve(recipe.kind, recipe.method)[0].paper.url,
         source_bytes={source.name: source.weights.stat().st_size for source in sources},
         results=results,
     )
     (out / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     for result in results:
-        check_floor(result, spec.recipe.floor)
+        check_floor(result, recipe.floor)
+
+
+def profile(spec: AdapterSpec, work: Path, progress: Progress) -> None:
+    """Run base and adapter over the text: WORK/profile/profile.json, and its sums as a report."""
+    out, recipe = _begin(work, "profile"), spec.recipe
+    assert isinstance(recipe, ProfileRecipe)
+    (source,) = open_sources(spec)
+    tokenizer, model = load_tokenizer(spec.base), evaluation.load(spec.base)
+    ids_ST = calibration_ids(tokenizer, spec.calibration, recipe.text, recipe.seed)
+    progress(0.1, f"{len(ids_ST)} sequences")
+    found = profiles.profile(model, {key: source.bag(key) for key in source.places}, ids_ST)
+    profiles.write(found, out / "profile.json")
+    report = {"recipe": recipe.model_dump(mode="json"), **profiles.summary(found)}
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def publish(spec: AdapterSpec, work: Path, progress: Progress) -> None:
     """Link the outputs together and seal them as an artifact in WORK/publish."""
     draft = _begin(work, "publish")
-    shutil.copytree(work / "combine" / "adapters", draft / "adapters", copy_function=os.link)
-    for file in ("combine/origins.json", "combine/weights.json", "measure/report.json"):
+    if (adapters := work / "combine" / "adapters").is_dir():
+        shutil.copytree(adapters, draft / "adapters", copy_function=os.link)
+    for file in PUBLISHED:
         if (work / file).is_file():
             os.link(work / file, draft / Path(file).name)
     parents = artifacts.Parents(
@@ -112,7 +140,12 @@ def publish(spec: AdapterSpec, work: Path, progress: Progress) -> None:
     artifacts.seal(draft, spec.recipe, parents)
 
 
-STAGES: dict[str, Stage] = {"combine": combine, "measure": measure, "publish": publish}
+STAGES: dict[str, Stage] = {
+    "combine": combine,
+    "measure": measure,
+    "profile": profile,
+    "publish": publish,
+}
 
 
 def run(spec: AdapterSpec, work: Path, store: Path, progress: Progress) -> Path:
@@ -121,8 +154,8 @@ def run(spec: AdapterSpec, work: Path, store: Path, progress: Progress) -> Path:
     Raises InvalidInput for a source that cannot be used, naming it and its tensor, and for a
     result below the floor; nothing is published then.
     """
-    for stage in STAGES.values():
-        stage(spec, work, progress)
+    for stage in stages_of(spec.recipe):
+        STAGES[stage](spec, work, progress)
     digest = artifacts.read(work / "publish").digest
     artifacts.publish(work / "publish", store, digest)
     return store / digest

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pruning.adapters import jobs as adapters
 from pruning.adapters.jobs import AdapterSpec
 from pruning.recipe import PruneSpec, Recipe
 
@@ -36,7 +37,7 @@ ADAPTERS = Kind(
     "adapters",
     "adapterjob-",
     AdapterSpec,
-    lambda recipe: ("combine", "measure", "publish"),
+    adapters.stages_of,
     "pruning.adapters.pipeline",
 )
 KINDS = (PRUNING, ADAPTERS)

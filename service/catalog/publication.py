@@ -1,18 +1,19 @@
 """What jobs made, entered under the names that their recipes give."""
 
+import json
 from pathlib import Path
 
 import sqlalchemy as sa
 
-from pruning.adapters.jobs import AdapterSpec
+from pruning.adapters.jobs import AdapterSpec, ProfileRecipe
 from pruning.adapters.peft_format import read_adapter
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
 from pruning.recipe import PruneSpec
 from service import schema
 from service.catalog.bases import Bases, new_base
-from service.catalog.tables import find, insert, now, row_of
-from service.records import Adapter, Base
+from service.catalog.tables import equal, find, insert, now, row_of
+from service.records import Adapter, Base, Profile
 
 
 class Publication(Bases):
@@ -25,6 +26,8 @@ class Publication(Bases):
         """
         if isinstance(spec, PruneSpec):
             self.publish_artifact(spec, artifact_dir, digest)
+        elif isinstance(spec.recipe, ProfileRecipe):
+            self._publish_profile(spec, artifact_dir)
         else:
             self._publish_adapters(spec, artifact_dir)
 
@@ -56,6 +59,20 @@ class Publication(Bases):
                     raise _taken(adapter.model)
                 if row is None:
                     _enter(connection, adapter)
+
+    def _publish_profile(self, spec: AdapterSpec, artifact_dir: Path) -> None:
+        """Register the profile of the content that the job read; a later one replaces it."""
+        base = self.base(spec.recipe.base)
+        (source,) = spec.sources.values()
+        path = artifact_dir.absolute() / "profile.json"
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        del summary["linears"]
+        digest = read_adapter(source.path, base.geometry, field="source").digest
+        profile = Profile(digest, base.digest, path, summary, now())
+        key = {"adapter": profile.adapter, "base": profile.base}
+        with self._write() as connection:
+            connection.execute(sa.delete(schema.profiles).where(equal(schema.profiles, key)))
+            insert(connection, schema.profiles, row_of(profile, schema.profiles), "the profile")
 
 
 def _enter(connection: sa.Connection, adapter: Adapter) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from pruning.adapters.jobs import AdapterRecipe, CompressRecipe, Input, MergeRecipe
+from pruning.adapters.jobs import AdapterRecipe, CompressRecipe, Input, MergeRecipe, ProfileRecipe
 from pruning.recipe import Method
 from service.client import Client, Json
 from service.commands.failure import CommandFailed, problems
@@ -60,14 +60,14 @@ def read_recipe(path: Path, kind: Literal["merge", "compress"]) -> MergeRecipe |
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         if isinstance(content, dict):
             content = {"kind": kind, **content}
-        recipe: MergeRecipe | CompressRecipe = TypeAdapter(AdapterRecipe).validate_python(content)
+        recipe = TypeAdapter(AdapterRecipe).validate_python(content)
     except OSError as error:
         raise CommandFailed(f"{path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CommandFailed(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         raise CommandFailed(f"{path}: {problems(error)}; see docs/adapters.md") from error
-    if recipe.kind != kind:
+    if isinstance(recipe, ProfileRecipe) or recipe.kind != kind:
         raise CommandFailed(f"{path} is a recipe to {recipe.kind}; use that command")
     return recipe
 

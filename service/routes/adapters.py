@@ -3,14 +3,29 @@
 from typing import Literal
 
 from fastapi import APIRouter
+from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
 from service.dependencies import AdaptersDep, CatalogDep
+from service.errors import NotFound
 from service.models import split
-from service.records import Adapter
+from service.records import Adapter, Profile
 from service.submissions import SubmissionDep, openapi_body
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+
+
+class ProfileObject(BaseModel):
+    """How what the adapter adds varies along a text: energies per token and over all linears.
+
+    `correlation` is that of what varies, by distance in tokens; `high` the share of all power in
+    the upper 80 % of frequencies.
+    """
+
+    constant: float
+    varying: float
+    high: float
+    correlation: list[float]
 
 
 class AdapterObject(BaseModel):
@@ -23,9 +38,10 @@ class AdapterObject(BaseModel):
     base: str
     rank: int
     digest: str
+    profile: ProfileObject | None = None
 
     @classmethod
-    def of(cls, adapter: Adapter) -> "AdapterObject":
+    def of(cls, adapter: Adapter, profile: Profile | None = None) -> "AdapterObject":
         return cls(
             id=adapter.model,
             created=adapter.created,
@@ -33,6 +49,7 @@ class AdapterObject(BaseModel):
             base=adapter.base,
             rank=adapter.rank,
             digest=adapter.digest,
+            profile=ProfileObject.model_validate(profile.summary) if profile else None,
         )
 
 
@@ -61,8 +78,17 @@ def list_adapters(catalog: CatalogDep, base: str | None = None) -> AdapterList:
 
 @router.get("/{id}")
 def get_adapter(id: str, catalog: CatalogDep) -> AdapterObject:
-    """Look one adapter up by its id, BASE+ADAPTER."""
-    return AdapterObject.of(catalog.adapter(*split(id)))
+    """Look one adapter up by its id, BASE+ADAPTER; its profile is there once a job made one."""
+    adapter = catalog.adapter(*split(id))
+    return AdapterObject.of(adapter, catalog.profile(adapter))
+
+
+@router.get("/{id}/profile")
+def get_profile(id: str, catalog: CatalogDep) -> FileResponse:
+    """The profile of an adapter, linear by linear, as JSON."""
+    if (profile := catalog.profile(catalog.adapter(*split(id)))) is None:
+        raise NotFound(f"{id} has no profile; POST /v1/adapters/jobs makes one")
+    return FileResponse(profile.path, media_type="application/json")
 
 
 @router.put("/{id}", openapi_extra=openapi_body())

@@ -35,7 +35,7 @@ def prune(recipe: Recipe, jobs: JobsDep, idempotency_key: Key = None) -> Job:
 
 @adapters.post("")
 def merge_or_compress(recipe: AdapterRecipe, jobs: JobsDep, idempotency_key: Key = None) -> Job:
-    """Merge adapters into one, or make one smaller; the same Idempotency-Key is the same job."""
+    """Merge adapters, make one smaller or profile one; the same Idempotency-Key is the same job."""
     return jobs.create(recipe, idempotency_key)
 
 

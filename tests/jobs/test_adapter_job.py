@@ -1,6 +1,7 @@
 """Merging and compressing over HTTP and through a real worker: the job object of every job."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from typer.testing import CliRunner
 
 from pruning import artifacts
 from pruning.adapters import atoms, carry
+from pruning.adapters.peft_format import read_adapter
 from pruning.digest import tree_digest
 from pruning.geometry import Geometry
 from pruning.plan import LayerPlan, Plan
 from service.cli import app
 
+DEMO = Path(__file__).parents[2] / "deploy" / "demo"
 JOBS = "/v1/adapters/jobs"
 
 
@@ -228,3 +231,42 @@ def test_only_adapters_of_slim_bases_are_lifted(two, graftwork):
     assert refused.exit_code == 1
     assert "demo" in refused.stderr
     assert "no slim base" in refused.stderr
+
+
+@pytest.fixture
+def bundled(site):
+    """The site with the bundled base and one of its adapters, twice."""
+    site.catalog.add_base("bundled", DEMO / "base", tree_digest(DEMO / "base"))
+    path = DEMO / "adapters" / "wikisql"
+    digest = read_adapter(path, Geometry.of(DEMO / "base")).digest
+    for name in ("sql", "again"):
+        site.catalog.add_adapter("bundled", name, path, digest, rank=8)
+    return site
+
+
+def test_a_profile_is_stored_with_the_content_of_the_adapter(bundled, worker, gateway, ended):
+    (text,) = gateway.get("/v1/files").json()["data"]
+    calibration = {"file": text["id"], "sequences": 2, "length": 16}
+    recipe = {"kind": "profile", "base": "bundled", "source": "sql", "calibration": calibration}
+    assert gateway.get("/v1/adapters/bundled+sql").json()["profile"] is None
+    assert gateway.get("/v1/adapters/bundled+sql/profile").status_code == 404
+    job = ended(gateway.post(JOBS, json=recipe))
+    assert job["error"] is None
+    assert job["result"]["models"] == []
+    for id in ("bundled+sql", "bundled+again"):  # the same content
+        found = gateway.get(f"/v1/adapters/{id}").json()["profile"]
+        assert found["correlation"][0] == pytest.approx(1)
+        assert found["varying"] > 0
+        whole = gateway.get(f"/v1/adapters/{id}/profile").json()
+        assert whole["high"] == found["high"]
+        assert sum(linear["varying"] for linear in whole["linears"].values()) == pytest.approx(
+            found["varying"]
+        )
+    assert ended(gateway.post(JOBS, json={**recipe, "seed": 1}))["error"] is None  # replaces it
+
+
+def test_a_profile_needs_a_text_of_the_adapter_or_of_the_recipe(bundled, gateway):
+    answer = gateway.post(JOBS, json={"kind": "profile", "base": "bundled", "source": "sql"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "calibration.adapter"
+    assert "calibration.jsonl" in answer.json()["error"]["message"]

@@ -8,8 +8,10 @@ autocorrelation, and so of the error of holding an output for some tokens.
 
 # Shape suffixes:  S = sequences,  T = tokens,  I = inputs of a linear,  R = atoms,  L = lags.
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +50,55 @@ def profile(model: Any, bags: Bags, ids_ST: Tensor) -> Profile:
     with adapted(model, Exact([bags], [1.0]), inputs):
         model(ids_ST)
     return {key: _spread(bags[key], inputs[key]) for key in bags}
+
+
+def write(found: Profile, path: Path) -> None:
+    """Store a profile as JSON: what `summary` tells, and under "linears" each of them."""
+    linears = {
+        f"{layer}.{linear}": {
+            "constant": spread.constant,
+            "varying": spread.varying,
+            "high": spread.high,
+            "correlation": _rounded(spread.correlation_L),
+        }
+        for (layer, linear), spread in sorted(found.items())
+    }
+    path.write_text(json.dumps({**summary(found), "linears": linears}) + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> Profile:
+    """A profile as `write` has stored it."""
+    linears = json.loads(path.read_text(encoding="utf-8"))["linears"]
+    return {
+        (int(name.partition(".")[0]), name.partition(".")[2]): Spread(
+            constant=own["constant"],
+            varying=own["varying"],
+            correlation_L=torch.tensor(own["correlation"]),
+            high=own["high"],
+        )
+        for name, own in linears.items()
+    }
+
+
+def summary(found: Profile) -> dict[str, Any]:
+    """The whole adapter: energies per token, the score `high`, and the correlation by lag.
+
+    The correlation is that of all outputs together, so each linear counts by what varies in it.
+    """
+    varying = sum(spread.varying for spread in found.values())
+    correlation_L = sum(
+        (spread.varying * spread.correlation_L for spread in found.values()), torch.zeros(1)
+    )
+    return {
+        "constant": sum(spread.constant for spread in found.values()),
+        "varying": varying,
+        "high": high(found),
+        "correlation": _rounded(correlation_L / varying if varying else correlation_L),
+    }
+
+
+def _rounded(values_L: Tensor) -> list[float]:
+    return [round(value, 6) for value in values_L.tolist()]
 
 
 def high(found: Profile) -> float:

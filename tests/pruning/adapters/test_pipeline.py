@@ -11,14 +11,16 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from pruning import artifacts
-from pruning.adapters import carry
+from pruning import artifacts, evaluation
+from pruning.adapters import algebra, atoms, carry
+from pruning.adapters.compose import profile
 from pruning.adapters.jobs import (
     AdapterSpec,
     CompressRecipe,
     Cut,
     JobReport,
     MergeRecipe,
+    ProfileRecipe,
     SourceSpec,
 )
 from pruning.adapters.peft_format import read_adapter
@@ -29,6 +31,7 @@ from pruning.geometry import Geometry
 from pruning.plan import LayerPlan, Plan
 from pruning.slicing import slice_base
 from pruning.stats import Statistics
+from pruning.text import calibration_ids, load_tokenizer
 from pruning.weights.checkpoint import Checkpoint
 
 DEMO = Path(__file__).parents[3] / "deploy" / "demo"
@@ -91,6 +94,38 @@ def test_a_merge_is_published_with_what_survives_of_each_source(
 
     again = run(merging(), tmp_path / "again", tmp_path / "store", silent)
     assert again == artifact  # the same bytes
+
+
+def test_a_profile_is_published_as_it_is_measured_in_memory(
+    sources: dict[str, SourceSpec], tmp_path: Path
+):
+    calibration = {"file": "file-1", "sequences": 3, "length": 32}
+    recipe = ProfileRecipe.model_validate(
+        {"base": "demo", "source": "wikisql", "calibration": calibration}
+    )
+    text = DEMO / "text" / "calibration.txt"
+    spec = AdapterSpec(
+        recipe=recipe,
+        base=DEMO / "base",
+        sources={"wikisql": sources["wikisql"]},
+        calibration=(text,),
+    )
+    artifact = run(spec, tmp_path / "work", tmp_path / "store", silent)
+    assert artifacts.verify(artifact).kind == "profile"
+    assert {path.name for path in artifact.iterdir()} == {
+        "manifest.json",
+        "profile.json",
+        "report.json",
+    }
+    bags = algebra.bags_of(atoms.read(DEMO / "adapters" / "wikisql", "wikisql"))
+    ids = calibration_ids(load_tokenizer(DEMO / "base"), text, recipe.text, recipe.seed)
+    expected = profile.profile(evaluation.load(DEMO / "base"), bags, ids)
+    found = profile.read(artifact / "profile.json")
+    assert found.keys() == expected.keys()
+    for key, spread in expected.items():
+        assert found[key].varying == pytest.approx(spread.varying, rel=1e-6)
+    report = json.loads((artifact / "report.json").read_text())
+    assert report["varying"] == pytest.approx(sum(s.varying for s in expected.values()), rel=1e-6)
 
 
 def test_below_the_floor_nothing_is_published(merging: Callable[..., AdapterSpec], tmp_path: Path):

@@ -10,7 +10,17 @@ from torch import Tensor
 
 from pruning import evaluation
 from pruning.adapters.algebra import Bag
-from pruning.adapters.compose.profile import LAGS, _spread, high, profile
+from pruning.adapters.compose.cached import intervals
+from pruning.adapters.compose.profile import (
+    LAGS,
+    Spread,
+    _spread,
+    high,
+    profile,
+    read,
+    summary,
+    write,
+)
 from pruning.adapters.compose.sums import Exact, adapted
 
 KEY = (1, "down_proj")
@@ -71,6 +81,31 @@ def test_an_adapter_is_profiled_with_its_own_outputs_in_the_stream(
     found = profile(model, bags, ids)
     assert found[KEY].varying == pytest.approx(_spread(bags[KEY], seen[KEY]).varying)
     assert 0 <= high(found) <= 1
+
+
+def test_a_stored_profile_is_read_as_it_was(bag: Bag, tmp_path: Path):
+    found = {
+        (layer, "down_proj"): _spread(bag, torch.randn(2, 50, 10).cumsum(dim=1))
+        for layer in (2, 11)
+    }
+    write(found, tmp_path / "profile.json")
+    again = read(tmp_path / "profile.json")
+    assert again.keys() == found.keys()
+    for key, spread in found.items():
+        assert again[key].varying == spread.varying
+        assert again[key].correlation_L.tolist() == pytest.approx(
+            spread.correlation_L.tolist(), abs=1e-6
+        )
+    weights, budget = [0.5], 0.4
+    assert intervals([again], weights, budget) == intervals([found], weights, budget)
+
+
+def test_the_summary_counts_each_linear_by_what_varies_in_it():
+    def spread(varying: float, correlation: float) -> Spread:
+        return Spread(1.0, varying, torch.tensor([1.0, correlation]), high=0.5)
+
+    found = summary({(0, "q_proj"): spread(3.0, 1.0), (0, "v_proj"): spread(1.0, 0.0)})
+    assert found == {"constant": 2.0, "varying": 4.0, "high": 0.5, "correlation": [1.0, 0.75]}
 
 
 def test_one_token_has_no_profile(dense_base: Callable[[str], Path], ids: Tensor):
