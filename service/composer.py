@@ -295,6 +295,8 @@ def write(
             for adapter, part in zip(composed.adapters, composed.composition.parts, strict=True)
         ]
     }
+    if composed.composition.period:
+        content["period"] = composed.composition.period
     if composed.built:
         content |= {
             "strategy": composed.composition.strategy.model_dump(mode="json"),

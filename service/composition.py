@@ -16,13 +16,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pruning import methods
 from pruning.errors import InvalidInput
+from pruning.methods.entry import Params
 from pruning.recipe import Method
 
 EXACT = Method(name="cat")  # the weighted sum itself, no atom lost
+SWITCH = "switch"  # one adapter at a time, by turns along the positions
+UNSERVED = {
+    "cmlora": "engines keep nothing of a sequence between two steps, so nothing can be held; take "
+    "the exact sum, @switch, or pruning.adapters.compose in transformers (docs/compositions.md)"
+}
 MOST_PARTS = 8
 MOST_WEIGHT = 10.0
 GRAIN = 1 << 16  # weights are whole multiples of 1 / GRAIN, so that equal ones are equal
-ARGUMENTS = {"svd": "rank", "lego": "k"}  # what NAME:ARGUMENT sets; `density` of all others
+ARGUMENTS = {
+    "svd": "rank",
+    "lego": "k",
+    SWITCH: "period",
+}  # what NAME:ARGUMENT sets; `density` of all others
 FIELDS = ("adapter_parameters", "merged_adapters", "lora")  # of a body that spell a composition
 
 _ID = re.compile(
@@ -62,14 +72,20 @@ class Composition:
             raise InvalidInput(field, "gives no adapter a weight other than 0; ask for the base")
         if len(kept) > MOST_PARTS:
             raise InvalidInput(field, f"names {len(kept)} adapters; at most {MOST_PARTS} go")
-        _, params = methods.resolve("merge", strategy)
-        given = params.model_dump(mode="json", exclude_defaults=True)
+        given = _params(strategy, field).model_dump(mode="json", exclude_defaults=True)
         return cls(base, tuple(kept), Method(name=strategy.name, params=given))
 
     @property
     def exact(self) -> bool:
         """Whether it is the weighted sum itself."""
         return self.strategy.name == EXACT.name
+
+    @property
+    def period(self) -> int | None:
+        """For how many positions each adapter has its turn, where they take turns."""
+        if self.strategy.name != SWITCH:
+            return None
+        return Switch.model_validate(self.strategy.params).period
 
     @property
     def id(self) -> str:
@@ -81,9 +97,34 @@ class Composition:
 
     def digest(self, contents: Mapping[str, str]) -> str:
         """What tells it from every other sum, given the digests of its adapters by name."""
-        parts = sorted([contents[part.adapter], part.weight] for part in self.parts)
+        parts = [[contents[part.adapter], part.weight] for part in self.parts]
+        if self.period is None:  # else the order says who comes first
+            parts.sort()
         key = json.dumps([self.strategy.model_dump(mode="json"), parts], sort_keys=True)
         return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+
+
+class Switch(Params):
+    """LoRA Switch: each adapter alone, for `period` positions, in the order of their names.
+
+    Zhong et al., "Multi-LoRA Composition for Image Generation", TMLR 2024,
+    https://arxiv.org/abs/2402.16843, whose steps are positions here.
+    """
+
+    period: int = Field(1, ge=1, le=4096)
+
+
+def _params(strategy: Method, field: str) -> Params:
+    """The parameters of a strategy; InvalidInput for one that there is not, or is not served."""
+    if strategy.name in UNSERVED:
+        raise InvalidInput(field, f"{strategy.name} is not served: {UNSERVED[strategy.name]}")
+    if strategy.name != SWITCH:
+        return methods.resolve("merge", strategy)[1]
+    try:
+        return Switch.model_validate(strategy.params)
+    except ValidationError as error:
+        message = "switch takes a period, a whole number of positions from 1 to 4096"
+        raise InvalidInput(field, message) from error
 
 
 def spelled(id: str) -> Composition | None:

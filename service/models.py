@@ -29,7 +29,7 @@ class Composed:
     @property
     def built(self) -> bool:
         """Whether an engine needs it as one plain adapter."""
-        return self.merged or not self.composition.exact
+        return self.merged or not (self.composition.exact or self.composition.period)
 
     @property
     def digest(self) -> str:

@@ -49,7 +49,7 @@ class Merges:
         """Count a request for a sum; one that is due waits for its turn, if few others do."""
         assert model.composed is not None
         digest = model.composed.digest
-        if model.composed.built or digest in self._barred or self._has(digest):
+        if not model.composed.composition.exact or digest in self._barred or self._has(digest):
             return
         if self._repeats.due(digest) and not self._due.full():
             self._barred.add(digest)

@@ -2,15 +2,14 @@
 
 A composition reaches vLLM as an adapter whose path is a manifest, {"parts": [{"content", "path",
 "weight"}]}, where content is a digest.  Where our kernels run, it stays a list of parts; else their
-atoms are put side by side.
+atoms are put side by side.  With a "period" the parts take turns along the positions.
 """
 
 # Shape suffixes: R = rank, I = inputs and O = outputs of a linear.
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -30,11 +29,15 @@ class Part:
 
 
 class Composite(LoRAModel):
-    """An adapter without weights of its own: `parts` are summed as they are used."""
+    """An adapter without weights of its own: `parts` are summed as they are used.
 
-    def __init__(self, lora_model_id: int, parts: Sequence[Part]) -> None:
+    With a `period` each is used alone, at that many positions before the next one.
+    """
+
+    def __init__(self, lora_model_id: int, parts: Sequence[Part], period: int | None) -> None:
         super().__init__(lora_model_id, sum(part.model.rank for part in parts), loras={})
         self.parts = tuple(parts)
+        self.period = period
 
 
 class Parts:
@@ -44,9 +47,8 @@ class Parts:
         self._load = load
         self._loaded: WeakValueDictionary[str, LoRAModel] = WeakValueDictionary()
 
-    def of(self, manifest: Path) -> list[Part]:
-        """The parts that a manifest names.  Raises what `load` raises."""
-        items = json.loads(manifest.read_text())["parts"]
+    def of(self, items: Sequence[Mapping[str, Any]]) -> list[Part]:
+        """The parts of a manifest.  Raises what `load` raises."""
         return [
             Part(item["content"], self._model(item["content"], item["path"]), item["weight"])
             for item in items

@@ -4,6 +4,7 @@ vLLM's own loader copies a narrower tensor into a corner, accepts NaN, skips ten
 that the model does not have, and keeps a half-loaded adapter registered after an error.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -47,9 +48,12 @@ class StrictLoRAManager(LRUCacheWorkerLoRAManager):
     def _load_composition(self, id: int, manifest: Path) -> LoRAModel:
         if not hasattr(self, "_parts"):
             self._parts = Parts(lambda path: self._load_adapter(LoRARequest(path, id, path)))
-        parts = self._parts.of(manifest)
+        content = json.loads(manifest.read_text())
+        parts, period = self._parts.of(content["parts"]), content.get("period")
         if getattr(self._adapter_manager, "takes_parts", False):
-            return Composite(id, parts)
+            return Composite(id, parts, period)
+        if period is not None:
+            raise ValueError("@switch is served by the kernels of a CPU engine, which do not run")
         return side_by_side(id, parts, self.lora_config.max_lora_rank)
 
     def add_adapter(self, lora_request: LoRARequest) -> bool:

@@ -27,7 +27,8 @@ from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.platforms import current_platform
 
 from multilora import Batch, Compositions, Linear, Pool, native
-from service.engine.composites import Composite, Part, matrices
+from service.engine.composites import Composite, matrices
+from service.engine.turns import Turns
 
 logger = logging.getLogger("vllm.graftwork.punica")
 
@@ -95,9 +96,9 @@ class PackedLinears:
         if not pool.packed:
             return
         self.pool, self.places = pool, places
-        self.batch = Batch(
-            Compositions(slots, max(1, self.most_parts), device), max_rows=self._max_rows
-        )
+        self.turns = Turns(slots, self.most_parts)
+        compositions = Compositions(self.turns.total, max(1, self.most_parts), device)
+        self.batch = Batch(compositions, max_rows=self._max_rows)
         self.all_ours = len(linears) == len(modules)
         for module, stacked in zip(linears, buffers, strict=True):
             module.lora_a_stacked, module.lora_b_stacked = stacked
@@ -111,22 +112,24 @@ class PackedLinears:
         ranks = torch.stack([_rank(*pair) for pair in pairs]).tolist()  # waits for the device once
         cut = iter([(a[:r], b[:, :r]) for (a, b), r in zip(pairs, ranks, strict=True)])
         self.places.release(slot)
+        self.turns.end(slot)
         self.pool.load(slot, {_name(a): [next(cut) for _ in a] for a, _ in stacked})
         self.batch.compositions.set(slot, [(slot, 1.0)])
 
     def compose(
         self,
         slot: int,
-        parts: Sequence[Part],
+        composite: Composite,
         modules: Mapping[str, Any],
         packed: Mapping[str, Sequence[str]],
     ) -> None:
-        """Let a slot stand for a sum of parts; those that no other slot uses yet are packed."""
+        """Let a slot stand for several parts; those that no other slot uses yet are packed."""
         assert self.pool is not None
         self.places.release(slot)
+        self.turns.end(slot)
         self.pool.unload(slot)
         composition = []
-        for part in parts:
+        for part in composite.parts:
             place, new = self.places.take(part.content, slot)
             if new:
                 weights = {
@@ -135,7 +138,12 @@ class PackedLinears:
                 }
                 self.pool.load(place, weights)
             composition.append((place, part.weight))
-        self.batch.compositions.set(slot, composition)
+        if composite.period is None:
+            self.batch.compositions.set(slot, composition)
+            return
+        turns = self.turns.begin(slot, len(composition), composite.period)
+        for index, own in zip(turns, composition, strict=True):
+            self.batch.compositions.set(index, [own])
 
     def update_metadata(
         self,
@@ -150,7 +158,16 @@ class PackedLinears:
             theirs: Any = super()
             theirs.update_metadata(mapping, lora_index_to_id, max_loras, vocab_size, **kwargs)
         if self.pool is not None:
-            self.batch.update(slots_of(mapping, lora_index_to_id))
+            slots = slots_of(mapping, lora_index_to_id)
+            if self.turns.wait(slots):
+                self.batch.adapted = True  # whose turn it is the first linear finds out
+            else:
+                self.batch.update(slots)
+
+    def take_turns(self) -> None:
+        """Before a linear: once per step, let every row have the part whose turn it is."""
+        if self.turns.waiting and (rows_T := self.turns.rows()) is not None:
+            self.batch.update(rows_T)
 
 
 class Places:
@@ -206,7 +223,7 @@ class PackingLoRAManager(LRUCacheLoRAModelManager):
             slot, model = self.lora_index_to_id.index(lora_id), self.get_adapter(lora_id)
             for wrapper, modules in self._by_wrapper():
                 if isinstance(model, Composite):
-                    wrapper.compose(slot, model.parts, modules, self.packed_modules)
+                    wrapper.compose(slot, model, modules, self.packed_modules)
                 else:
                     wrapper.load(slot, modules)
         return activated

@@ -56,6 +56,7 @@ class GraftworkPunicaWrapperCPU(PackedLinears, PunicaWrapperCPU):
         y_TO, x_TI = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
         if self.pool is not None:
             assert scale == 1.0, "vLLM has folded alpha / r into B"
+            self.take_turns()
             apply_(y_TO, x_TI, self.pool, _name(lora_a_stacked), self.batch)
             return
 

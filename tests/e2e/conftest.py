@@ -17,6 +17,7 @@ import pytest
 DEMO = Path(__file__).parents[2] / "deploy" / "demo"
 ADAPTERS = sorted(path.name for path in (DEMO / "adapters").iterdir())
 LIMIT = 3  # compositions that an engine keeps
+REPEATS = 30  # requests after which it merges one
 RECIPE = {"name": "demo-slim", "base": "demo", "target": 0.3}
 
 
@@ -25,7 +26,7 @@ def _serve(home: Path) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     settings = {"HOME": home, "PORT": port, "ENGINE_KV_CACHE_BYTES": 1 << 26}
-    settings |= {"COMPOSITION_LIMIT": LIMIT}
+    settings |= {"COMPOSITION_LIMIT": LIMIT, "COMPOSITION_REPEATS": REPEATS}
     environment = {f"GRAFTWORK_{name}": str(value) for name, value in settings.items()}
     with (home / "serve.log").open("wb") as log:
         server = subprocess.Popen(

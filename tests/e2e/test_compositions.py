@@ -1,6 +1,7 @@
 """Compositions through the whole product: spelled, named, built, replaced, and pushed out."""
 
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
@@ -39,6 +40,7 @@ def test_an_adapter_of_weight_1_is_itself_and_of_almost_nothing_the_base(
 ):
     for name in ADAPTERS[:2]:
         assert ask(client, f"{base}+{name}:1") == ask(client, f"{base}+{name}")
+        assert ask(client, f"{base}+{name}@switch") == ask(client, f"{base}+{name}")
         assert ask(client, f"{base}+{name}:0.0001") == ask(client, base)
 
 
@@ -102,6 +104,35 @@ def test_more_compositions_than_an_engine_keeps_give_no_wrong_answer_and_leak_no
         line for line in text.splitlines() if line.startswith("graftwork_compositions_loaded ")
     )
     assert float(loaded.split()[1]) <= 2 * 3  # a limit of three for each of two engines
+
+
+def test_adapters_take_turns_and_two_of_the_same_are_one(client: httpx.Client):
+    path = str(DEMO / "adapters" / "wikisql")
+    new = {"name": "twin", "base": "demo", "path": path}
+    assert client.post("/v1/adapters", json=new).is_success
+    expected = ask(client, "demo+wikisql", max_tokens=32)
+    assert ask(client, "demo+wikisql+twin@switch", max_tokens=32) == expected
+    assert ask(client, f"demo+wikisql+{ADAPTERS[0]}@switch", max_tokens=32) != expected
+    assert client.delete("/v1/adapters/demo+twin").is_success
+
+
+def test_a_sum_that_repeats_becomes_one_adapter_and_says_the_same(client: httpx.Client):
+    model = f"demo+{ADAPTERS[0]}:0.6+{ADAPTERS[1]}:0.7"
+    before = ask(client, model, max_tokens=32)
+    for _ in range(30):
+        ask(client, model, max_tokens=1)
+    deadline = time.monotonic() + 60
+    while merged(client) < 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert ask(client, model, max_tokens=32) == before
+
+
+def merged(client: httpx.Client) -> float:
+    """How many sums have been merged."""
+    name = 'graftwork_composition_merges_total{outcome="done"} '
+    lines = client.get("/metrics").text.splitlines()
+    return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
 
 
 def test_a_named_composition_is_listed_and_answers(client: httpx.Client):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ SUMS: dict[str, Sum] = {
     "three": {"attention": 0.5, "mlp": -1.0, "patterns": 0.75},
     "one": {"patterns": 2.0},
 }
+
+
+TURNS: Sum = {"attention": 0.7, "mlp": 1.5, "patterns": -0.6}  # in this order
+PERIODS = (1, 3)
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +86,50 @@ async def engine(
         manifest = tmp_path_factory.mktemp("manifests") / f"{name}.json"
         manifest.write_text(json.dumps({"parts": parts_of(weights, adapters)}))
         await engine.ensure_adapter(f"slim+*@{name}", manifest)
+    for period in PERIODS:
+        manifest = tmp_path_factory.mktemp("manifests") / "turns.json"
+        manifest.write_text(json.dumps({"parts": parts_of(TURNS, adapters), "period": period}))
+        await engine.ensure_adapter(f"slim+*@turns{period}", manifest)
     for name, path in adapters.items():
         await engine.ensure_adapter(f"slim+{name}@1", path)
     return engine
+
+
+@pytest.fixture(scope="module")
+def by_turns(
+    slim: Path, deltas: dict[str, dict[str, Tensor]]
+) -> Callable[[list[int], int], Tensor]:
+    """Log probabilities after each token, one adapter at a time, (tokens, vocabulary)."""
+
+    def of(ids: list[int], period: int) -> Tensor:
+        model = AutoModelForCausalLM.from_pretrained(slim, dtype=torch.float32)
+        turn_T = torch.arange(len(ids)) // period % len(TURNS)
+
+        def hook(key: str, _module: Any, given: tuple[Tensor], output: Tensor) -> Tensor:
+            for i, (name, weight) in enumerate(TURNS.items()):
+                added = weight * given[0] @ deltas[name][key].T
+                output = output + (turn_T == i)[None, :, None] * added
+            return output
+
+        for key in next(iter(deltas.values())):
+            if key.endswith("proj.weight"):
+                module = model.get_submodule(key.removesuffix(".weight"))
+                module.register_forward_hook(partial(hook, key))
+        with torch.no_grad():
+            return model(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
+
+    return of
+
+
+async def generated(engine: Engine, model: str, prompt: list[int], count: int) -> dict[str, Any]:
+    """The ids and the log probabilities of what is said after a prompt."""
+    body: dict[str, Any] = {"model": model, "prompt": prompt, "max_tokens": count, "logprobs": 1}
+    body |= {"temperature": 0, "ignore_eos": True, "return_tokens_as_token_ids": True}
+    response = await engine.client.post("/v1/completions", json=body)
+    assert response.is_success, response.text
+    logprobs = response.json()["choices"][0]["logprobs"]
+    ids = [int(token.removeprefix("token_id:")) for token in logprobs["tokens"]]
+    return {"ids": ids, "logprobs": logprobs["token_logprobs"]}
 
 
 async def served(engine: Engine, model: str, prompt: list[int]) -> dict[int, float]:
@@ -113,6 +159,28 @@ async def test_sums_plain_adapters_and_the_base_agree_with_transformers_in_mixed
     for (model, i), answer in zip(rows, answers, strict=True):
         for token, value in answer.items():
             assert value == pytest.approx(expected[model][i][token].item(), abs=1e-4), model
+
+
+@shared_loop
+async def test_adapters_that_take_turns_agree_with_transformers_at_every_position(
+    engine: Engine,
+    prompts: list[list[int]],
+    by_turns: Callable[[list[int], int], Tensor],
+):
+    """Among sums and the base, while sequences of different lengths are at different positions."""
+    rows = [(period, prompt) for prompt in prompts for period in PERIODS] * 2  # then from the cache
+    others = [served(engine, model, prompts[0]) for model in ("slim", "slim+*@two")]
+    answers, *_ = await asyncio.gather(
+        asyncio.gather(*(generated(engine, f"slim+*@turns{p}", ids, 8) for p, ids in rows)),
+        *others,
+    )
+    for (period, prompt), answer in zip(rows, answers, strict=True):
+        expected = by_turns(prompt + answer["ids"], period)[len(prompt) - 1 : -1]
+        for token, value, logprobs in zip(answer["ids"], answer["logprobs"], expected, strict=True):
+            assert value == pytest.approx(logprobs[token].item(), abs=1e-4), period
+    longest = max(prompts, key=len)
+    first, second = (by_turns(longest, period)[-1] for period in PERIODS)
+    assert (first - second).abs().max() > 1e-2  # a mix-up would show
 
 
 @shared_loop

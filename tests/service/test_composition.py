@@ -123,3 +123,32 @@ def test_what_cannot_be_meant_is_refused_by_field(ask, field, words):
     with pytest.raises(InvalidInput, match=words) as refusal:
         ask()
     assert refusal.value.field == field
+
+
+def test_adapters_that_take_turns_come_in_the_order_of_their_names():
+    composition = spelled("base+style:0.5+sql:2@switch:4")
+    assert composition is not None
+    assert [part.adapter for part in composition.parts] == ["sql", "style"]
+    assert (composition.period, composition.exact) == (4, False)
+    assert spelled(composition.id) == composition
+    assert spelled("base+sql@switch") == spelled("base+sql@switch:1")
+
+
+def test_who_comes_first_is_another_digest_though_the_sum_is_the_same():
+    contents = {"a": "1", "b": "2"}
+    swapped = {"a": "2", "b": "1"}
+    for id, same in (("base+a+b", True), ("base+a+b@switch", False)):
+        composition = spelled(id)
+        assert composition is not None
+        assert (composition.digest(contents) == composition.digest(swapped)) is same
+
+
+@pytest.mark.parametrize("period", ["0", "1.5", "5000"])
+def test_a_turn_lasts_a_number_of_positions(period: str):
+    with pytest.raises(InvalidInput, match="whole number"):
+        spelled(f"base+sql+style@switch:{period}")
+
+
+def test_what_is_not_served_says_so_and_what_is():
+    with pytest.raises(InvalidInput, match="cmlora is not served: engines keep nothing"):
+        spelled("base+sql+style@cmlora")

@@ -387,3 +387,23 @@ class TestSumsThatRepeat:
         wait_until(lambda: live not in engine.adapters)
         time.sleep(1.5)  # longer than between two looks for pinned ones
         assert set(engine.adapters) == {self.ask(three, "demo+vip")}
+
+
+def test_adapters_that_take_turns_reach_the_engine_as_parts_with_a_period(
+    three: httpx.Client, upstream: Any, engines: Any
+):
+    name = complete(three, "demo+style:2+sql@switch:3").json()["echo"]["model"]
+    manifest = json.loads(engines.running["demo"].contents[name])
+    assert manifest["period"] == 3
+    assert "destination" not in manifest  # nothing is built
+    assert [(p["name"], p["weight"]) for p in manifest["parts"]] == [("sql", 1.0), ("style", 2.0)]
+
+
+def test_a_composition_that_is_held_between_tokens_is_refused_with_the_reason(
+    three: httpx.Client,
+):
+    refused = complete(three, "demo+sql+style@cmlora")
+    assert refused.status_code == 400
+    assert "is not served" in error(refused)["message"]
+    new = {"name": "mix", "base": "demo", "adapters": {"sql": 1}, "strategy": {"name": "cmlora"}}
+    assert three.post("/v1/compositions", json=new).status_code == 400
