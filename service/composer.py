@@ -82,8 +82,8 @@ class Composer:
         Raises InvalidInput for more atoms than an engine takes, AdapterRejected when it cannot
         take an adapter, EngineUnavailable when it goes down.
         """
-        self._merges.count(model)
         async with self._held_as(engine, self._merges.form(model)) as name:
+            self._merges.count(model)
             yield name
 
     @contextlib.asynccontextmanager

@@ -49,7 +49,7 @@ class Merges:
         """Count a request for a sum; one that is due waits for its turn, if few others do."""
         assert model.composed is not None
         digest = model.composed.digest
-        if not model.composed.composition.exact or digest in self._barred or self._has(digest):
+        if digest in self._barred or self._has(digest) or not model.composed.composition.exact:
             return
         if self._repeats.due(digest) and not self._due.full():
             self._barred.add(digest)
@@ -58,7 +58,8 @@ class Merges:
     def form(self, model: Model) -> Model:
         """A sum as one plain adapter, once it has been merged; everything else as it is."""
         assert model.composed is not None
-        return model.merged if self._has(model.composed.digest) else model
+        exact = model.composed.composition.exact
+        return model.merged if exact and self._has(model.composed.digest) else model
 
     async def next(self) -> Model:
         """The sum whose turn it is, once there is one."""

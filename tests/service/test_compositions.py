@@ -374,6 +374,25 @@ class TestSumsThatRepeat:
         assert len(set(live)) == 1
         assert merges(three, "failed") == 1
 
+    def test_a_server_that_stops_does_not_wait_for_a_merge(
+        self, three: httpx.Client, upstream: Any, engines: Any
+    ):
+        """The gateway of the fixture must stop within ten seconds."""
+        engine, live = engines.running["demo"], {self.ask(three) for _ in range(2)}
+        engine.load_seconds = 60
+        self.ask(three)
+        wait_until(lambda: set(engine.loading) > live)
+
+    def test_what_is_refused_is_not_merged_however_often_it_is_asked_for(
+        self, three: httpx.Client, upstream: Any, make_adapter: Callable[[str], Path]
+    ):
+        for name in ("fourth", "fifth.."):
+            adapter = {"name": name, "base": "demo", "path": str(make_adapter(name))}
+            assert three.post("/v1/adapters", json=adapter).status_code == 201
+        for _ in range(5):
+            assert complete(three, "demo+sql+style+news+fourth+fifth..").status_code == 400
+        assert merges(three, "failed") == 0
+
     def test_a_pinned_one_is_held_in_its_merged_form(
         self, three: httpx.Client, upstream: Any, engines: Any
     ):
