@@ -30,12 +30,15 @@ class MemoryTier:
     def __init__(self, settings: Settings):
         self._limit = settings.composition_memory_bytes
         self._folder: Path | None = None
+        self._made = False
         self._sizes: OrderedDict[str, int] = OrderedDict()  # least recently used first
         self._copying: str | None = None
         self._one_at_a_time = asyncio.Lock()
         self.evictions = 0
-        if settings.composition_memory.is_dir():
-            self._start(settings.composition_memory / _name(settings.home))
+        folder = settings.composition_memory / _name(settings.home)
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
+        if self._limit and settings.composition_memory.is_dir():
+            self._folder = folder  # made when there is something to put into it
 
     @property
     def bytes(self) -> int:
@@ -57,8 +60,9 @@ class MemoryTier:
         """
         async with self._one_at_a_time:
             size = await anyio.to_thread.run_sync(_size, source)
-            if self._folder is None or digest in self._sizes or size is None:
+            if size is None or digest in self._sizes or not self._has_folder():
                 return
+            assert self._folder is not None
             if not self._make_room(size, held()):
                 return
             self._sizes[digest], self._copying = size, digest
@@ -84,21 +88,23 @@ class MemoryTier:
         folder, self._folder = self._folder, None
         self._sizes.clear()
         async with self._one_at_a_time:
-            if folder is not None:
+            if folder is not None and self._made:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _start(self, folder: Path) -> None:
-        """An empty folder of our own, whatever a killed process left in it."""
-        shutil.rmtree(folder, ignore_errors=True)
-        if not self._limit:
-            return
+    def _has_folder(self) -> bool:
+        """Whether there is a folder of our own; it is made now unless it is there."""
+        if self._folder is None or self._made:
+            return self._folder is not None
         try:
-            folder.mkdir(mode=0o700)
+            self._folder.mkdir(mode=0o700)
         except OSError as error:  # somebody else's, or a link
-            _log.warning("no adapters are kept in memory", folder=str(folder), error=str(error))
-            return
-        self._folder = folder
-        self._limit = min(self._limit, shutil.disk_usage(folder).free // 2)  # engines need some
+            _log.warning("nothing is kept in memory", folder=str(self._folder), error=str(error))
+            self._folder = None
+            return False
+        self._made = True
+        free = shutil.disk_usage(self._folder).free
+        self._limit = min(self._limit, free // 2)  # engines need some
+        return True
 
     def _make_room(self, size: int, held: Collection[str]) -> bool:
         """Let others go until `size` fits; where it cannot, nobody leaves."""
