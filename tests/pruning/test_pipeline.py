@@ -110,6 +110,20 @@ def test_an_architecture_goes_through_all_stages_query_heads_included(
     assert report.slim.quality.token_perplexity < 1e4
 
 
+@pytest.mark.parametrize("base", ["gemma2", "phi3", "qwen3", "llama"])
+def test_a_narrower_hidden_state_goes_through_all_stages(base: str, spec: Any, tmp_path: Path):
+    recovery = [{"name": "distill", "params": {"tokens": 256, "checks": 1}}]
+    asked = spec(base, hidden_size=24, export="uniform", recovery=recovery, target=0.5)
+    work = run(asked, tmp_path / "work")
+    report = report_of(work)
+    config = json.loads((work / "recover" / "model" / "config.json").read_text())
+    assert (config["hidden_size"], config["model_type"]) == (24, base)
+    assert report.removed_fraction == pytest.approx(0.5, abs=0.05)
+    assert all(0 < layer.departure < 2 for layer in report.layers)
+    again = run(asked, tmp_path / "again", ["calibrate", "plan", "slice"])
+    assert tree_digest(work / "slice") == tree_digest(again / "slice")
+
+
 @pytest.mark.parametrize("criterion", methods.names("criterion"))
 def test_every_criterion_scores_query_heads_and_fused_linears(
     criterion: str, spec: Any, tmp_path: Path
