@@ -36,10 +36,11 @@ from pruning.slicing import slice_base
 from pruning.statistics.hidden import HiddenChannels, watch
 from pruning.stats import Statistics, collect_into
 from pruning.subset import subset
-from pruning.text import calibration_ids, check_length, load_tokenizer
+from pruning.text import calibration_ids, check_length, load_tokenizer, name_tokenizer
 from pruning.weights.checkpoint import Checkpoint
 
 SEQUENCES = "sequences.safetensors"  # what calibrated, as token ids
+TOKENIZER = "tokenizer_class"  # what it was tokenized with
 HIDDEN = "hidden.safetensors"  # what it showed of the hidden state, if that becomes narrower
 
 Stage = Callable[[PruneSpec, Path, Progress], None]
@@ -107,6 +108,7 @@ def slice_(spec: PruneSpec, work: Path, progress: Progress) -> None:
     seen = _hidden(work)
     energies = seen.energies if seen else None
     slice_base(checkpoint, chosen, config, _statistics(work), out / "model", progress, energies)
+    name_tokenizer(out / "model", (work / "calibrate" / TOKENIZER).read_text())
 
 
 def recover(spec: PruneSpec, work: Path, progress: Progress) -> None:
@@ -207,6 +209,7 @@ def _measure_latency(checkpoint: Checkpoint, recipe: Recipe, out: Path, progress
 def _sequences(spec: PruneSpec, out: Path, progress: Progress) -> Tensor:
     """The calibration sequences: drawn, or selected from a pool that is drawn."""
     text, seed, tokenizer = spec.recipe.calibration, spec.recipe.seed, load_tokenizer(spec.base)
+    (out / TOKENIZER).write_text(type(tokenizer).__name__)
     if text.select == "random":
         return calibration_ids(tokenizer, spec.calibration, text, seed)
     pool = text.model_copy(update={"sequences": max(text.pool, text.sequences)})
