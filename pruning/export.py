@@ -39,7 +39,7 @@ def slim_config(
 
     Raises InvalidInput when `export` is "uniform" and no stock class can hold the result.
     """
-    geometry = Geometry.from_config(config)
+    geometry = plan.narrowed(Geometry.from_config(config))
     obstacle = _uniform_obstacle(config, geometry, plan)
     if export == "uniform" and obstacle:
         raise InvalidInput("export", f"no stock class can hold this plan: {obstacle}")
@@ -132,6 +132,14 @@ def _layer_entry(geometry: Geometry, plan: Plan, layer: int) -> dict[str, Any]:
 
 def _common(config: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     slim = {key: value for key, value in config.items() if key != "auto_map"}
+    if plan.hidden_channels is not None:
+        if "rms_norm_eps" not in config:
+            raise InvalidInput(
+                "base", "config.json lacks rms_norm_eps, which a hidden_size changes"
+            )
+        kept = len(plan.hidden_channels)
+        slim["rms_norm_eps"] = config["rms_norm_eps"] * config["hidden_size"] / kept
+        slim["hidden_size"] = kept
     if slim.get("layer_types"):
         slim["layer_types"] = [slim["layer_types"][i] for i in plan.kept_layers]
     return slim

@@ -106,6 +106,10 @@ class Geometry:
         layers = (replace(lay, num_heads=lay.num_kv_heads * per_group) for lay in self.layers)
         return replace(self, layers=tuple(layers))
 
+    def with_hidden(self, channels: int | None) -> "Geometry":
+        """That of the base with so many channels of the hidden state, or with all of them."""
+        return replace(self, hidden_size=channels or self.hidden_size)
+
     def rows(self, layer: int, part: Part) -> int:
         """How many outputs a part of a writer has; 0 where its block is absent."""
         lay = self.layers[layer]

@@ -1,15 +1,16 @@
 """How long a decoding step takes on this machine: of a base, and of blocks of every width.
 
 Measured is transformers' model, not a serving engine: the same matrix products in the same shapes.
-Times differ from run to run, so whoever plans by them keeps the table; given a table, plans are
+What else the machine does only adds to a step, so of several the shortest counts.  Still times
+differ from run to run: whoever plans by them keeps the table; given a table, plans are
 deterministic.
 """
 
 import platform
 import time
+from collections.abc import Hashable, Mapping
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
@@ -25,9 +26,11 @@ from pruning.progress import Progress
 from pruning.recipe import Recipe, Size
 from pruning.weights.checkpoint import Checkpoint
 
+Key = TypeVar("Key", bound=Hashable)
 DEPTH = 4  # layers of a model that is timed; its time is divided by them
 LEVELS = 6  # widths of a block that are timed
-WARM_UP, STEPS, ROUNDS = 3, 20, 5
+clock = time.perf_counter  # seconds
+WARM_UP, STEPS, ROUNDS = 1, 5, 20  # short rounds, so that all models meet the same disturbances
 
 
 def table(checkpoint: Checkpoint, recipe: Recipe, progress: Progress) -> LatencyTable:
@@ -46,7 +49,7 @@ def table(checkpoint: Checkpoint, recipe: Recipe, progress: Progress) -> Latency
     shapes += [(g, widths[-1]) for g in groups] + [(groups[-1], w) for w in widths[:-1]]
     models = {shape: _model(checkpoint, *shape, vocab_size=8) for shape in shapes}
     whole = _model(checkpoint, groups[-1], widths[-1], checkpoint.geometry.vocab_size)
-    times = _interleaved({**models, (-1, -1): whole}, size, progress)
+    times = shortest({**models, (-1, -1): whole}, size, progress)
     depth = min(DEPTH, len(checkpoint.geometry.layers))
     attention = {g: (times[g, widths[-1]] - times[0, widths[-1]]) / depth for g in groups}
     mlp = {w: (times[groups[-1], w] - times[groups[-1], 0]) / depth for w in widths}
@@ -57,8 +60,8 @@ def table(checkpoint: Checkpoint, recipe: Recipe, progress: Progress) -> Latency
 
 
 def decode_ms(directory: Path, size: Size) -> float:
-    """Milliseconds of a decoding step of a saved base, the median of some."""
-    return _step_ms(evaluation.load(directory), size)
+    """Milliseconds of a decoding step of a saved base, the shortest of some."""
+    return shortest({0: evaluation.load(directory)}, size, lambda fraction, message: None)[0]
 
 
 def _allowed(geometry: Geometry, recipe: Recipe, counts: Any, dense: int) -> list[int]:
@@ -83,19 +86,19 @@ def _model(checkpoint: Checkpoint, groups: int, width: int, vocab_size: int) -> 
     return model.eval().to(device)
 
 
-def _interleaved(models: dict[tuple[int, int], Any], size: Size, progress: Progress) -> Any:
-    """The least of the medians of several rounds: who disturbs one round disturbs all models."""
+def shortest(models: Mapping[Key, Any], size: Size, progress: Progress) -> dict[Key, float]:
+    """Milliseconds of the shortest decoding step of each model, timed by turns."""
     best = dict.fromkeys(models, float("inf"))
     for round_ in range(ROUNDS):
         progress(round_ / ROUNDS, f"timing blocks, round {round_ + 1} of {ROUNDS}")
-        for shape, model in models.items():
-            best[shape] = min(best[shape], _step_ms(model, size))
+        for key, model in models.items():
+            best[key] = min(best[key], _step_ms(model, size))
     return best
 
 
 @torch.inference_mode()
 def _step_ms(model: Any, size: Size) -> float:
-    """The median of some steps behind `size.context` tokens, `size.batch` sequences at a time."""
+    """The shortest of some steps behind `size.context` tokens, `size.batch` sequences at a time."""
     config, device = model.config, model.device
     ids = torch.zeros(size.batch, 1, dtype=torch.long, device=device)
     cache = DynamicCache()
@@ -106,13 +109,13 @@ def _step_ms(model: Any, size: Size) -> float:
             cache.update(states, states.clone(), index)
     times = []
     for _ in range(WARM_UP + STEPS):
-        started = time.perf_counter()
+        started = clock()
         model(input_ids=ids, past_key_values=cache, use_cache=True)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
+        times.append(clock() - started)
         cache.crop(-1)
-    return 1000 * median(times[WARM_UP:])
+    return 1000 * min(times[WARM_UP:])
 
 
 def _positive(times: dict[int, float]) -> dict[int, float]:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pruning import fleet, latency
+from pruning import fleet, hidden, latency
 from pruning.adapters.carry import Cut, carry
 from pruning.allocation import budget
 from pruning.allocation.solve import problem, solve
@@ -33,12 +33,15 @@ from pruning.recipe import PruneSpec, Recipe
 from pruning.registry import RecoveryContext, recovery
 from pruning.repair import repair
 from pruning.slicing import slice_base
+from pruning.statistics.hidden import HiddenChannels, watch
 from pruning.stats import Statistics, collect_into
 from pruning.subset import subset
-from pruning.text import calibration_ids, check_length, load_tokenizer
+from pruning.text import calibration_ids, check_length, load_tokenizer, name_tokenizer
 from pruning.weights.checkpoint import Checkpoint
 
 SEQUENCES = "sequences.safetensors"  # what calibrated, as token ids
+TOKENIZER = "tokenizer_class"  # what it was tokenized with
+HIDDEN = "hidden.safetensors"  # what it showed of the hidden state, if that becomes narrower
 
 Stage = Callable[[PruneSpec, Path, Progress], None]
 
@@ -64,6 +67,8 @@ def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     _measure_latency(checkpoint, recipe, out, progress)
     path, ids_ST = out / "statistics.safetensors", _sequences(spec, out, progress)
     save_file({"ids": ids_ST}, out / SEQUENCES)
+    if recipe.hidden_size:
+        watch(checkpoint, ids_ST, out, part(progress, 0, 0.1)).save(out / HIDDEN)
     state = _state(spec, work, "calibrate")
     collect_into(path, checkpoint, ids_ST, needs, recipe.sink_tokens, state / "base", own)
     if recipe.fleet:
@@ -88,6 +93,9 @@ def plan(spec: PruneSpec, work: Path, progress: Progress) -> None:
         scores = score_layers(checkpoint, statistics, recipe, scoring, state)
     ids = partial(_calibration_ids, work)
     chosen = solve(problem(checkpoint, recipe, scores, statistics, ids, deciding))
+    if channels := _hidden(work):
+        kept = hidden.best(channels.importance_H, recipe.hidden_size or 0)
+        chosen = chosen.model_copy(update={"hidden_channels": kept})
     slim_config(checkpoint.config, chosen, recipe.export)  # refuse an impossible export here
     (out / "plan.json").write_text(chosen.model_dump_json() + "\n")
 
@@ -97,7 +105,10 @@ def slice_(spec: PruneSpec, work: Path, progress: Progress) -> None:
     out = _begin(work, "slice")
     checkpoint, chosen = Checkpoint(base_to_cut(spec, work)), _plan(work)
     config = slim_config(checkpoint.config, chosen, spec.recipe.export)
-    slice_base(checkpoint, chosen, config, _statistics(work), out / "model", progress)
+    seen = _hidden(work)
+    energies = seen.energies if seen else None
+    slice_base(checkpoint, chosen, config, _statistics(work), out / "model", progress, energies)
+    name_tokenizer(out / "model", (work / "calibrate" / TOKENIZER).read_text())
 
 
 def recover(spec: PruneSpec, work: Path, progress: Progress) -> None:
@@ -198,6 +209,7 @@ def _measure_latency(checkpoint: Checkpoint, recipe: Recipe, out: Path, progress
 def _sequences(spec: PruneSpec, out: Path, progress: Progress) -> Tensor:
     """The calibration sequences: drawn, or selected from a pool that is drawn."""
     text, seed, tokenizer = spec.recipe.calibration, spec.recipe.seed, load_tokenizer(spec.base)
+    (out / TOKENIZER).write_text(type(tokenizer).__name__)
     if text.select == "random":
         return calibration_ids(tokenizer, spec.calibration, text, seed)
     pool = text.model_copy(update={"sequences": max(text.pool, text.sequences)})
@@ -213,6 +225,11 @@ def _calibration_ids(work: Path) -> Tensor:
 
 def _statistics(work: Path) -> Statistics:
     return Statistics.load(work / "calibrate" / "statistics.safetensors")
+
+
+def _hidden(work: Path) -> HiddenChannels | None:
+    path = work / "calibrate" / HIDDEN
+    return HiddenChannels.load(path) if path.is_file() else None
 
 
 def _plan(work: Path) -> Plan:

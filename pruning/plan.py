@@ -51,6 +51,18 @@ class Plan(BaseModel):
 
     layers: tuple[LayerPlan, ...]
     bias_compensation: bool = False  # o_proj and down_proj gain a bias where units left
+    hidden_channels: tuple[int, ...] | None = None  # that stay, the same in all layers; None: all
+
+    @model_validator(mode="after")
+    def _hidden_ascending(self) -> "Plan":
+        hidden = self.hidden_channels
+        if hidden is not None and (not hidden or list(hidden) != sorted(set(hidden))):
+            raise ValueError("hidden_channels must be ascending, without repeats and not empty")
+        return self
+
+    def narrowed(self, geometry: Geometry) -> Geometry:
+        """The geometry of a dense base with the hidden channels that stay."""
+        return geometry.with_hidden(len(self.hidden_channels) if self.hidden_channels else None)
 
     @classmethod
     def dense(cls, geometry: Geometry) -> "Plan":

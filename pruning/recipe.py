@@ -212,6 +212,9 @@ class Recipe(_Frozen):
     units: tuple[Literal["ffn_channel", "kv_group", "query_head"], ...] = Field(
         ("ffn_channel", "kv_group"), min_length=1
     )
+    hidden_size: int | None = Field(
+        None, ge=1, description="channels of the hidden state that stay; all if not given"
+    )
     blocks: Blocks = Blocks()
     floors: Floors = Floors()
     ffn_multiple: int = Field(

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from pruning.geometry import Geometry
+from pruning.hidden import narrowed
 from pruning.plan import Plan
 from pruning.progress import Progress
 from pruning.stats import Statistics
-from pruning.units import READERS, Selection, selections
+from pruning.units import READERS, Selection, cuts
 from pruning.weights.checkpoint import Checkpoint
 from pruning.weights.tensors import expected
 from pruning.weights.writer import Entry, write
@@ -41,6 +42,7 @@ def slice_base(
     statistics: Statistics,
     destination: Path,
     progress: Progress,
+    energies: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the slim base that `config` (export.slim_config) describes; one tensor in memory.
 
@@ -48,9 +50,12 @@ def slice_base(
     becomes a bias of o_proj and down_proj (FLAP, An et al., AAAI 2024,
     https://arxiv.org/abs/2312.11983).  As there, the means are those of the dense base, not of the
     slim layers before; removed blocks are not compensated, their readers being gone.
+
+    Where channels of the hidden state leave, norms are rescaled, see hidden.py; by `energies`, of
+    the inputs of norms, they make up for what their mean square misses.
     """
     slim = Geometry.from_config(config)
-    cut = _Cut(checkpoint, plan, statistics)
+    cut = _Cut(checkpoint, plan, statistics, energies or {})
     entries = [
         Entry(name, cut.dtype(name), shape, partial(cut.tensor, name, shape))
         for name, shape in expected(slim)
@@ -86,6 +91,7 @@ class _Cut:
     checkpoint: Checkpoint
     plan: Plan
     statistics: Statistics
+    energies: Mapping[str, Tensor]
 
     def dtype(self, name: str) -> torch.dtype:
         return self._stored_dtype(self._dense_name(name))
@@ -94,27 +100,24 @@ class _Cut:
         dense_name = self._dense_name(name)
         parts = dense_name.split(".")
         if len(parts) != 6 or not parts[4].endswith("_proj"):
-            return self.checkpoint.tensor(dense_name)
+            whole = self.checkpoint.tensor(dense_name)
+            return narrowed(dense_name, whole, self.plan, self.checkpoint.geometry, self.energies)
         layer, linear, what = int(parts[2]), parts[4], parts[5]
-        selection = self._selection(layer, linear)
+        kept = cuts(self.checkpoint.geometry, layer, self.plan)[linear]
         if what == "bias":
-            return self._bias(dense_name, layer, linear, selection, shape)
-        weight = self.checkpoint.tensor(dense_name)
-        return weight.index_select(selection.axis, torch.tensor(selection.indices))
+            return self._bias(dense_name, layer, linear, kept)
+        return reduce(_select, kept, self.checkpoint.tensor(dense_name))
 
-    def _bias(
-        self, name: str, layer: int, linear: str, selection: Selection, shape: tuple[int, ...]
-    ) -> Tensor:
+    def _bias(self, name: str, layer: int, linear: str, kept: tuple[Selection, ...]) -> Tensor:
         dtype = self._stored_dtype(name)
         if name in self.checkpoint.infos:
             bias = self.checkpoint.tensor(name)
-            if selection.axis == 0:
-                bias = bias[list(selection.indices)]
         else:
-            bias = torch.zeros(shape, dtype=dtype)
+            _, info = self.checkpoint.infos[name.removesuffix("bias") + "weight"]
+            bias = torch.zeros(info.shape[0], dtype=dtype)
         if self.plan.bias_compensation and linear in READERS.values():
-            return (bias.double() + self._folded(name, layer, linear, selection)).to(dtype)
-        return bias
+            bias = (bias.double() + self._folded(name, layer, linear, kept[0])).to(dtype)
+        return reduce(_select, (selection for selection in kept if selection.axis == 0), bias)
 
     def _folded(self, name: str, layer: int, linear: str, selection: Selection) -> Tensor:
         """W[:, pruned] · mean[pruned], in float64; (outputs,)."""
@@ -123,9 +126,6 @@ class _Cut:
         pruned[list(selection.indices)] = False
         mean = self.statistics.moments[layer, linear].mean_C
         return weight[:, pruned].double() @ mean[pruned]
-
-    def _selection(self, layer: int, linear: str) -> Selection:
-        return selections(self.checkpoint.geometry, layer, self.plan.layers[layer])[linear]
 
     def _stored_dtype(self, name: str) -> torch.dtype:
         if name.endswith(".bias") and name not in self.checkpoint.infos:
@@ -139,3 +139,7 @@ class _Cut:
             return name
         parts[2] = str(self.plan.kept_layers[int(parts[2])])
         return ".".join(parts)
+
+
+def _select(tensor: Tensor, selection: Selection) -> Tensor:
+    return tensor.index_select(selection.axis, torch.tensor(selection.indices))

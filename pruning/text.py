@@ -15,6 +15,7 @@ from pruning.recipe import Text
 from pruning.sources import Origin
 
 Tokenizer = Any  # transformers' tokenizers carry no types
+NEW_NAME, OLD_NAME = "TokenizersBackend", "PreTrainedTokenizerFast"  # older transformers know it
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
@@ -25,6 +26,21 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         return AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError, KeyError) as error:
         raise InvalidInput("base", f"its tokenizer cannot be loaded: {error}") from error
+
+
+def name_tokenizer(directory: Path, name: str) -> None:
+    """Let a slim base's tokenizer be loaded as the class that its base's was loaded as.
+
+    transformers goes by the family of the model first: of a qwen2 it ignores the class that
+    tokenizer_config.json names, but not of the llama that is cut from it.
+    """
+    path = directory / "tokenizer_config.json"
+    entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    named = str(entries.get("tokenizer_class")).replace(OLD_NAME, NEW_NAME).removesuffix("Fast")
+    if named != name:
+        entries["tokenizer_class"] = name.replace(NEW_NAME, OLD_NAME)
+        text = json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+        path.write_text(text, encoding="utf-8")
 
 
 def token_stream(tokenizer: Tokenizer, path: Path, origin: Origin, field: str) -> list[int]:

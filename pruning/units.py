@@ -6,7 +6,7 @@ from typing import Literal
 
 from pruning.architectures.layout import Block, Part
 from pruning.geometry import Geometry
-from pruning.plan import LayerPlan
+from pruning.plan import LayerPlan, Plan
 
 Kind = Literal["kv_group", "query_head", "ffn_channel"]
 KINDS: tuple[Kind, ...] = ("kv_group", "ffn_channel")  # the widest units of each block
@@ -114,3 +114,16 @@ def selections(geometry: Geometry, layer: int, plan: LayerPlan) -> Mapping[str, 
             rest = tuple(index for index in whole.indices if index not in gone)
             chosen[member.linear] = replace(whole, indices=rest)
     return chosen
+
+
+def cuts(geometry: Geometry, layer: int, plan: Plan) -> Mapping[str, tuple[Selection, ...]]:
+    """What of each linear stays on the axis of the units, and on the other if channels of the
+    hidden state leave: the columns of a writer, the rows of a reader.
+    """
+    chosen, hidden = selections(geometry, layer, plan.layers[layer]), plan.hidden_channels
+    if hidden is None:
+        return {linear: (units,) for linear, units in chosen.items()}
+    return {
+        linear: (units, Selection(0 if units.axis else 1, hidden))
+        for linear, units in chosen.items()
+    }

@@ -7,6 +7,7 @@ base and lifts.  project(lift(adapter)) is the adapter itself, bit by bit.
 
 import shutil
 from dataclasses import dataclass, replace
+from functools import partial, reduce
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from pruning.adapters.peft_format import EVALUATION, read_adapter
 from pruning.errors import InvalidInput
 from pruning.geometry import Geometry
 from pruning.plan import Plan
-from pruning.units import Selection, selections
+from pruning.units import Selection, cuts
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ def project(adapter: Adapter, dense: Geometry, plan: Plan) -> Adapter:
     """The adapter on the slim base: rows of b or columns of a by index, gone blocks left out."""
     projected: dict[Key, Atoms] = {}
     for new, old in enumerate(plan.kept_layers):
-        for linear, selection in selections(dense, old, plan.layers[old]).items():
+        for linear, kept in cuts(dense, old, plan).items():
             if atoms := adapter.atoms.get((old, linear)):
-                projected[new, linear] = _select(atoms, selection)
+                projected[new, linear] = reduce(_select, kept, atoms)
     return Adapter(adapter.config, dict(sorted(projected.items())))
 
 
@@ -52,7 +53,8 @@ def lift_linear(key: Key, atoms: Atoms, dense: Geometry, plan: Plan) -> tuple[Ke
     old = plan.kept_layers[new]
     shape = dense.linear_shape(old, linear)
     assert shape is not None  # a dense base lacks no block
-    return (old, linear), _scatter(atoms, selections(dense, old, plan.layers[old])[linear], shape)
+    scatter = partial(_scatter, shape=shape)
+    return (old, linear), reduce(scatter, cuts(dense, old, plan)[linear], atoms)
 
 
 def carry(source: Path, destination: Path, cut: Cut, field: str) -> None:

@@ -118,18 +118,20 @@ def _space(
     channels = {layer: ffn_widths(geometry, recipe, layer) for layer in mlps}
     if even:
         groups, channels = _shortest(groups), _shortest(channels)
-    narrowed = geometry.with_heads(heads)
-    dense, price = targets.costs(geometry, recipe), targets.costs(narrowed, recipe)
+    base = geometry.with_hidden(recipe.hidden_size)
+    narrowed = base.with_heads(heads)
+    dense, price = targets.costs(base, recipe), targets.costs(narrowed, recipe)
     num_layers = len(geometry.layers)
     gone = (num_layers - len(groups)) * dense.attention + (num_layers - len(channels)) * dense.mlp
     gone += len(groups) * (dense.attention - price.attention)
+    gone += targets.saved_by_hidden(geometry, recipe)
     return Space(
         num_layers=num_layers,
         kv_groups=groups,
         ffn_channels=channels,
         kv_steps=_kv_steps(narrowed, recipe, groups, even),
         even=even,
-        costs=replace(dense, kv_group=price.kv_group),
+        costs=replace(dense, kv_group=price.kv_group, base=targets.costs(geometry, recipe).base),
         wanted=targets.wanted(geometry, recipe) - gone,
         heads_per_group=heads if "query_head" in recipe.units else None,
     )
@@ -215,6 +217,7 @@ def check(geometry: Geometry, recipe: Recipe) -> None:
     _check_blocks(geometry, recipe)
     _check_floors(geometry, recipe)
     _check_export(geometry, recipe)
+    _check_hidden(geometry, recipe)
     _check_refits(geometry, recipe)
     _check_memory(geometry, recipe)
     _check_target(geometry, recipe)
@@ -243,6 +246,23 @@ def _check_export(geometry: Geometry, recipe: Recipe) -> None:
         raise InvalidInput("allocator", f"{geometry.family} needs uniform: {reason}")
     if recipe.export == "uniform" and recipe.allocator.name != "uniform":
         raise InvalidInput("export", "uniform needs allocator uniform; give auto or per_layer")
+
+
+def _check_hidden(geometry: Geometry, recipe: Recipe) -> None:
+    """The hidden state is narrowed in one cut, by index, and not refit."""
+    if recipe.hidden_size is None:
+        return
+    if recipe.hidden_size >= geometry.hidden_size:
+        raise InvalidInput("hidden_size", f"less than the {geometry.hidden_size} of the base")
+    at_the_base = [m for m in recipe.recovery if methods.resolve("recovery", m)[0].from_dense]
+    for field, refused, fix in (
+        ("size", recipe.size and recipe.size.latency_ms, "give a target, or another size"),
+        ("schedule", recipe.schedule.name != "one_shot", "choose one_shot"),
+        ("recovery", at_the_base, "give methods that train, in place of closed_form"),
+        ("carry", recipe.carry == "refit", "give project, and carry_distill"),
+    ):
+        if refused:
+            raise InvalidInput(field, f"this works at the hidden size of the base; {fix}")
 
 
 def _check_refits(geometry: Geometry, recipe: Recipe) -> None:
@@ -312,7 +332,7 @@ def _check_target(geometry: Geometry, recipe: Recipe) -> None:
         least = math.ceil(blocks / geometry.body_parameters * 1e4) / 1e4
         raise InvalidInput(
             "target",
-            f"blocks and query heads alone are {least}; give that, or other blocks",
+            f"blocks, query heads and hidden size alone are {least}; give that, or less of them",
         )
 
 
@@ -333,5 +353,5 @@ def _check_size(size: Size, largest: float, smallest: float) -> None:
     if asked > largest:
         raise InvalidInput(
             f"size.{measure}",
-            f"at most {largest}, the base without blocks and query heads that leave",
+            f"at most {largest}, the base without blocks, heads and hidden channels that leave",
         )

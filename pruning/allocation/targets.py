@@ -55,6 +55,14 @@ def wanted(geometry: Geometry, recipe: Recipe) -> float:
     return costs(geometry, recipe).base - unit * recipe.size.amount
 
 
+def saved_by_hidden(geometry: Geometry, recipe: Recipe) -> float:
+    """How much the recipe's hidden size alone saves, in the measure of `costs`."""
+    narrow = geometry.with_hidden(recipe.hidden_size)
+    if recipe.target is not None:
+        return geometry.body_parameters - narrow.body_parameters
+    return costs(geometry, recipe).base - costs(narrow, recipe).base
+
+
 def _times(geometry: Geometry, table: LatencyTable) -> Costs:
     dense = geometry.layers[0]
     attention, kv_group = line(table.attention)

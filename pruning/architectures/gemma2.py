@@ -1,8 +1,8 @@
 """Gemma 2: norms before and behind each block, capped logits, every other layer with a window.
 
 Gemma Team, "Gemma 2: Improving Open Language Models at a Practical Size", 2024,
-https://arxiv.org/abs/2408.00118.  Norms multiply by 1 + weight, which no cut changes, since none
-narrows the hidden state; attention scores are scaled by query_pre_attn_scalar, not by a width.
+https://arxiv.org/abs/2408.00118.  Norms multiply by 1 + weight; attention scores are scaled by
+query_pre_attn_scalar, not by a width.
 """
 
 from pruning.architectures.layout import Architecture, attention, gated_mlp
@@ -16,6 +16,7 @@ GEMMA2 = Architecture(
     o_bias="attention_bias",
     tied=True,
     scaled_embedding=True,
+    norm_offset=1.0,
     logit_cap="final_logit_softcapping",
     mixed_windows=True,
     attn_implementation="eager",  # scaled_dot_product_attention cannot cap attention scores

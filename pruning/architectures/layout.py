@@ -59,6 +59,7 @@ class Architecture:
     down_bias: Bias = False
     tied: bool = False  # when config.json does not say
     scaled_embedding: bool = False  # by the root of the hidden size
+    norm_offset: float = 0.0  # norms over the hidden state multiply by this plus their weight
     logit_cap: str | None = None  # entry of config.json: logits become cap · tanh(logits / cap)
     mixed_windows: bool = False  # layers with and without a sliding window
     attn_implementation: Literal["sdpa", "eager"] = "sdpa"  # which one computes all of it

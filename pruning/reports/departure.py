@@ -2,7 +2,7 @@
 
 # Shape suffixes:  W = windows,  T = tokens,  H = hidden,  V = vocabulary.
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,18 @@ def record(model: Any, ids_WT: Tensor, directory: Path) -> None:
 
 
 def divergence(
-    model: Any, ids_WT: Tensor, directory: Path, kept_layers: Sequence[int], num_layers: int
+    model: Any,
+    ids_WT: Tensor,
+    directory: Path,
+    kept_layers: Sequence[int],
+    num_layers: int,
+    widen: Callable[[Tensor], Tensor] = lambda states: states,
 ) -> tuple[float, list[float]]:
     """How far the slim base is from what `record` wrote: at the logits, and after each layer.
 
     The mean over tokens of KL(dense ‖ slim) in nats, and by layer of the dense base that of
     ‖slim − dense‖ / ‖dense‖ of the hidden states after it; where a layer has left, those that pass
-    its place.
+    its place.  `widen` makes hidden states of the slim base as wide as those of the dense one.
     """
     divergence, errors = 0.0, torch.zeros(num_layers, dtype=torch.float64)
     for window in range(len(ids_WT)):
@@ -52,7 +57,7 @@ def divergence(
         for layer in range(num_layers):
             before = [number for number, kept in enumerate(kept_layers) if kept <= layer]
             if before:
-                state_TH = states[before[-1]]
+                state_TH = widen(states[before[-1]])
                 wanted_TH = _file(directory, f"states-{window}-{layer}", state_TH.shape)
                 ratio_T = (state_TH - wanted_TH).norm(dim=1) / wanted_TH.norm(dim=1)
                 errors[layer] += ratio_T.double().mean()

@@ -23,6 +23,7 @@ from pruning import evaluation
 from pruning.adapters.peft_format import EVALUATION
 from pruning.evaluation import Example, Windows
 from pruning.geometry import Geometry
+from pruning.hidden import widened
 from pruning.jobs.outputs import slim_base, timed
 from pruning.latency import decode_ms
 from pruning.methods import resolve
@@ -195,7 +196,8 @@ def _between(dense: Path, slim: Path, data: _Data, plan: Plan, state: Path) -> d
         wrote = continuations(model, data.tokenizer, data.text.ids_WT)
         del model
         model = evaluation.load(slim)
-        found = divergence(model, ids_WT, Path(records), plan.kept_layers, num_layers)
+        widen = partial(widened, plan=plan, dense=Geometry.of(dense))
+        found = divergence(model, ids_WT, Path(records), plan.kept_layers, num_layers, widen)
     writes = continuations(model, data.tokenizer, data.text.ids_WT)
     samples = [
         {"prompt": prompt, "dense": before, "slim": after}

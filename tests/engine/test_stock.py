@@ -145,7 +145,11 @@ def assert_same(found: dict[str, Any], model: Path, prompts: list[list[int]]) ->
     ("family", "recipe", "architecture"),
     [
         ("llama", {}, "LlamaForCausalLM"),
-        ("llama", {"bias_compensation": True, "units": HEADS}, "LlamaForCausalLM"),
+        (
+            "llama",
+            {"bias_compensation": True, "units": HEADS, "hidden_size": 192},
+            "LlamaForCausalLM",
+        ),
         pytest.param(
             "qwen2", {"bias_compensation": True}, "LlamaForCausalLM", marks=pytest.mark.slow
         ),
@@ -153,7 +157,12 @@ def assert_same(found: dict[str, Any], model: Path, prompts: list[list[int]]) ->
         pytest.param(
             "mistral", {"bias_compensation": True}, "LlamaForCausalLM", marks=pytest.mark.slow
         ),
-        pytest.param("gemma2", {"units": HEADS}, "Gemma2ForCausalLM", marks=pytest.mark.slow),
+        pytest.param(
+            "gemma2",
+            {"units": HEADS, "hidden_size": 192},
+            "Gemma2ForCausalLM",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("phi3", {"units": HEADS}, "Phi3ForCausalLM", marks=pytest.mark.slow),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 
 from pruning import latency
 from pruning.errors import InvalidInput
+from pruning.evaluation import load
 from pruning.pipeline import STAGES
 from pruning.plan import Plan
 from pruning.recipe import PruneSpec, Recipe
@@ -40,6 +41,19 @@ def spec(dense_base: Callable[[str], Path], tmp_path: Path) -> Callable[..., Pru
         )
 
     return make
+
+
+def test_of_several_steps_the_shortest_counts_and_models_take_turns(
+    spec: Any, monkeypatch: pytest.MonkeyPatch
+):
+    durations = iter([9, 5, 4, 9, 7, 6, 9, 3, 8, 9, 6, 7])  # seconds, the first of three warms up
+    times = iter(t for duration in durations for t in (0, duration))
+    monkeypatch.setattr(latency, "clock", lambda: next(times))
+    monkeypatch.setattr(latency, "ROUNDS", 2)
+    monkeypatch.setattr(latency, "STEPS", 2)
+    asked = spec(latency_ms=1)
+    models = dict.fromkeys(("one", "other"), load(asked.base))
+    assert latency.shortest(models, asked.recipe.size, quiet) == {"one": 3000, "other": 6000}
 
 
 @pytest.mark.parametrize("base", ["llama", "qwen3"])

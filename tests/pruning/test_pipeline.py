@@ -1,6 +1,7 @@
 """The stages in a row, from a dense base on disk to a slim one, its adapters and a report."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pruning.pipeline import STAGES
 from pruning.plan import Plan
 from pruning.recipe import PruneSpec, Recipe
 from pruning.reports.report import Report
+from pruning.text import load_tokenizer
 
 TEXT = "".join(f"Sentence {i} is about the number {i * i}.\n" for i in range(60))
 ROWS = '{"prompt": "One and one is", "completion": " two."}\n' * 3
@@ -110,6 +112,20 @@ def test_an_architecture_goes_through_all_stages_query_heads_included(
     assert report.slim.quality.token_perplexity < 1e4
 
 
+@pytest.mark.parametrize("base", ["gemma2", "phi3", "qwen3", "llama"])
+def test_a_narrower_hidden_state_goes_through_all_stages(base: str, spec: Any, tmp_path: Path):
+    recovery = [{"name": "distill", "params": {"tokens": 256, "checks": 1}}]
+    asked = spec(base, hidden_size=24, export="uniform", recovery=recovery, target=0.5)
+    work = run(asked, tmp_path / "work")
+    report = report_of(work)
+    config = json.loads((work / "recover" / "model" / "config.json").read_text())
+    assert (config["hidden_size"], config["model_type"]) == (24, base)
+    assert report.removed_fraction == pytest.approx(0.5, abs=0.05)
+    assert all(0 < layer.departure < 2 for layer in report.layers)
+    again = run(asked, tmp_path / "again", ["calibrate", "plan", "slice"])
+    assert tree_digest(work / "slice") == tree_digest(again / "slice")
+
+
 @pytest.mark.parametrize("criterion", methods.names("criterion"))
 def test_every_criterion_scores_query_heads_and_fused_linears(
     criterion: str, spec: Any, tmp_path: Path
@@ -121,6 +137,25 @@ def test_every_criterion_scores_query_heads_and_fused_linears(
     for layer in plan.layers:
         assert [head // 2 for head in layer.query_heads] == [0, 1, 2, 3]
         assert len(layer.ffn_channels) < 48
+
+
+@pytest.mark.parametrize("export", ["uniform", "per_layer"])
+@pytest.mark.parametrize("named", ["LlamaTokenizerFast", "PreTrainedTokenizerFast", None])
+def test_a_slim_base_reads_text_as_its_base_does_whatever_its_family(
+    export: str, named: str | None, spec: Any, dense_base: Any, tmp_path: Path
+):
+    base = shutil.copytree(dense_base("qwen2"), tmp_path / "base")
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    config = {key: entry for key, entry in config.items() if key != "tokenizer_class"}
+    config |= {"tokenizer_class": named} if named else {}
+    (base / "tokenizer_config.json").write_text(json.dumps(config))
+    asked = spec("qwen2", export=export).model_copy(update={"base": base})
+    work = run(asked, tmp_path / "work", ["calibrate", "plan", "slice"])
+    dense, slim = load_tokenizer(base), load_tokenizer(work / "slice" / "model")
+    text = "Two  spaces, 12 digits, an Ümlaut."
+    assert type(slim) is type(dense)
+    assert slim.encode(text) == dense.encode(text)
+    assert slim.bos_token_id == dense.bos_token_id
 
 
 def test_a_stage_that_is_run_again_replaces_what_an_attempt_left(spec: Any, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -341,12 +342,39 @@ def test_a_uniform_export_takes_head_counts_that_the_stock_class_accepts(
     assert set(widths.kv_groups) == {2}  # 4 heads divide 256, 6 do not
 
 
+@pytest.mark.parametrize("units", [["ffn_channel"], ["kv_group", "ffn_channel", "query_head"]])
+@pytest.mark.parametrize("export", ["uniform", "per_layer"])
+def test_what_a_narrower_hidden_state_saves_counts(
+    units: list[str],
+    export: str,
+    make_problem: Callable[..., Problem],
+    allocate: Callable[[Problem], Widths],
+):
+    narrow, half = GEOMETRY.with_hidden(192), GEOMETRY.body_parameters / 2
+    aims: list[dict[str, object]] = [
+        {"target": 0.5},
+        {"target": None, "size": {"parameters": round(half) + 192 * GEOMETRY.vocab_size}},
+    ]
+    for aim in aims:
+        asked = recipe(hidden_size=192, ffn_multiple=1, units=units, export=export, **aim)
+        widths = allocate(make_problem(GEOMETRY, asked))
+        size = widths.heads_per_group or 2
+        kept = zip(widths.kv_groups, widths.ffn_channels, strict=True)
+        slim = replace(narrow, layers=tuple(Layer(size * n, n, width) for n, width in kept))
+        step = narrow.ffn_channel_parameters(0) * NUM_LAYERS  # of layers that are alike
+        assert abs(slim.body_parameters - half) <= step / 2
+
+
 @pytest.mark.parametrize(
     ("changes", "field", "hint"),
     [
         ({"target": 0.95}, "target", "largest reachable target is 0.8"),
         ({"target": 0.5, "floors": {"ffn_fraction": 0.9}}, "target", "largest"),
-        ({"target": 0.01, "blocks": {"attention": 2}}, "target", "blocks and query heads alone"),
+        (
+            {"target": 0.01, "blocks": {"attention": 2}},
+            "target",
+            "blocks, query heads and hidden size alone",
+        ),
         ({"blocks": {"mlp": NUM_LAYERS}}, "blocks.mlp", f"at most {NUM_LAYERS - 1}"),
         ({"floors": {"kv_groups": 5}}, "floors.kv_groups", "at most 4"),
         ({"floors": {"layers": {"2": {"kv_groups": 5}}}}, "floors.layers.2.kv_groups", "at most 4"),
@@ -362,6 +390,16 @@ def test_a_uniform_export_takes_head_counts_that_the_stock_class_accepts(
         ({"allocator": {"name": "globl"}}, "allocator.name", "global"),
         ({"export": "uniform", "allocator": {"name": "global"}}, "export", "allocator uniform"),
         ({"export": "uniform", "blocks": {"mlp": 1}}, "export", "as many"),
+        ({"hidden_size": 256}, "hidden_size", "less than the 256"),
+        ({"hidden_size": 64}, "target", "hidden size alone are 0.7"),
+        ({"hidden_size": 192, "carry": "refit"}, "carry", "give project"),
+        ({"hidden_size": 192, "schedule": {"name": "cubic"}}, "schedule", "choose one_shot"),
+        ({"hidden_size": 192, "recovery": [{"name": "closed_form"}]}, "recovery", "that train"),
+        (
+            {"hidden_size": 192, "size": {"latency_ms": 1}, "target": None},
+            "size",
+            "give a target, or another size",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_refused_with_the_field_and_the_fix(

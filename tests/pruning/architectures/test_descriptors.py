@@ -1,4 +1,7 @@
-"""Every descriptor: what is cut by it computes what its dense base computes with units silenced."""
+"""Every descriptor: what is cut by it computes what its dense base computes with units silenced.
+
+So it does where channels of the hidden state leave, while norms still divide by the dense width.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +65,16 @@ def with_adapter(base: Path, directory: Path) -> Path:
 
 
 def silence(model: Any, plan: Plan, geometry: Geometry) -> None:
-    """Let readers, and adapters on them, see nothing of the units that leave."""
+    """Let readers, and adapters on them, see nothing of the units that leave.
+
+    And let nothing into the channels of the hidden state that leave.
+    """
+    stays = range(geometry.hidden_size) if plan.hidden_channels is None else plan.hidden_channels
+    hidden = torch.zeros(geometry.hidden_size).index_fill(0, torch.tensor(stays), 1)
+    layers = model.model.layers
+    readers = [reader for lay in layers for reader in (lay.self_attn.o_proj, lay.mlp.down_proj)]
+    for module in (model.model.embed_tokens, *readers):
+        module.register_forward_hook(lambda _, inputs, output: output * hidden)
     for i, (layer, kept) in enumerate(zip(model.model.layers, plan.layers, strict=True)):
         size = geometry.layers[i].group_size
         groups = [g * size + h for g in kept.kv_groups for h in range(size)]
@@ -87,6 +99,7 @@ def cases(draw: st.DrawFn) -> tuple[dict[str, Any], Plan]:
         "intermediate_size": draw(st.integers(5, 20)),
         "tie_word_embeddings": draw(st.booleans()),
     }
+    num_hidden = draw(st.sampled_from([HIDDEN, 12, 17]))
     num_groups, num_heads = draw(st.integers(1, kv)), draw(st.integers(1, size))
     width = draw(st.integers(1, shape["intermediate_size"]))
 
@@ -99,12 +112,14 @@ def cases(draw: st.DrawFn) -> tuple[dict[str, Any], Plan]:
         channels = some(width, shape["intermediate_size"])
         return LayerPlan(kv_groups=groups, ffn_channels=channels, query_heads=heads)
 
-    return shape, Plan(layers=tuple(layer() for _ in range(LAYERS)))
+    layers = tuple(layer() for _ in range(LAYERS))
+    hidden = None if num_hidden == HIDDEN else some(num_hidden, HIDDEN)
+    return shape, Plan(layers=layers, hidden_channels=hidden)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(
-    max_examples=6,
+    max_examples=12,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.generate],  # shrinking would build hundreds of models
