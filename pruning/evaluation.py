@@ -1,6 +1,7 @@
 """What a saved base is worth: perplexity on text, and the loss of adapters on their own rows."""
 
-# Shape suffixes:  W = windows or rows of a batch,  T = tokens,  V = vocabulary.
+# Shape suffixes:  W = windows or rows of a batch,  T = tokens,  S = tokens with a logit that is
+# asked for,  V = vocabulary.
 
 import json
 import math
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
@@ -141,7 +141,9 @@ def completion_loss(model: Any, data: Sequence[Example], progress: Progress) -> 
 
 def with_adapter(model: Any, adapter: Path) -> Any:
     """The model with a PEFT adapter; `.unload()` gives the model back."""
-    return PeftModel.from_pretrained(model, adapter).eval()
+    from peft import PeftModel  # a second that bases without adapters do without
+
+    return PeftModel.from_pretrained(model, adapter, low_cpu_mem_usage=True).eval()
 
 
 def _nll(model: Any, ids_WT: Tensor, labels_WT: Tensor) -> float:
@@ -149,11 +151,14 @@ def _nll(model: Any, ids_WT: Tensor, labels_WT: Tensor) -> float:
 
     Padding stands right of all tokens, where a causal model never looks.
     """
+    targets_WT = labels_WT[:, 1:]
+    wanted_S = (targets_WT != IGNORED).any(dim=0).nonzero().flatten()  # of the rest, no logits
     with torch.inference_mode():
-        logits_WTV = model(input_ids=ids_WT.to(model.device), use_cache=False).logits[:, :-1]
-        targets = labels_WT[:, 1:].to(model.device)
+        ids_WT, wanted_S = ids_WT.to(model.device), wanted_S.to(model.device)
+        logits_WSV = model(input_ids=ids_WT, use_cache=False, logits_to_keep=wanted_S).logits
+        targets_WS = targets_WT.to(model.device)[:, wanted_S]
         losses = cross_entropy(
-            logits_WTV.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+            logits_WSV.flatten(0, 1), targets_WS.flatten(), ignore_index=IGNORED, reduction="none"
         )
     return float(losses.double().sum())
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pruning import fleet, hidden, latency
+from pruning import fleet, hidden
 from pruning.adapters.carry import Cut, carry
 from pruning.allocation import budget
 from pruning.allocation.solve import problem, solve
@@ -202,6 +202,8 @@ def _check(spec: PruneSpec, checkpoint: Checkpoint) -> None:
 def _measure_latency(checkpoint: Checkpoint, recipe: Recipe, out: Path, progress: Progress) -> None:
     """Leave measured times where `timed` looks for them, if the recipe is about a latency."""
     if recipe.size and recipe.size.latency_ms:
+        from pruning import latency  # as for `evaluate`
+
         found = recipe.size.table or latency.table(checkpoint, recipe, part(progress, 0, 0.1))
         (out / LATENCY).write_text(found.model_dump_json() + "\n")
 

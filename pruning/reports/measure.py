@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor
@@ -64,11 +63,7 @@ def measure(spec: PruneSpec, work: Path, plan: Plan, state: Path, progress: Prog
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     slim = Geometry.from_config(config)
     data = _data(spec, dense)
-    carried = {name: work / "carry" / "adapters" / name for name in spec.adapters}
-    known = _Known(state)
-    before = _run(spec.base, data, spec.adapters, known.of("dense"), part(progress, 0, 0.6))
-    after = _run(model, data, carried, known.of("slim"), part(progress, 0.6, 0.9))
-    between = known("between", lambda: _between(spec.base, model, data, plan, state))
+    before, after = _runs(spec, work, plan, data, state, progress)
     delta_nats = math.log(after.quality.token_perplexity / before.quality.token_perplexity)
     bodies = slim.body_parameters, dense.geometry.body_parameters
     return Report(
@@ -80,12 +75,12 @@ def measure(spec: PruneSpec, work: Path, plan: Plan, state: Path, progress: Prog
             size=size_of(slim, (model / "model.safetensors").stat().st_size), quality=after.quality
         ),
         delta_nats=delta_nats,
-        divergence=between["divergence"],
+        divergence=after.probed[0],
         probe_tokens=data.probes_WT.numel(),
         warnings=warnings_of(delta_nats),
-        samples=tuple(Sample(**sample) for sample in between["samples"]),
+        samples=_samples(before, after),
         adapters=_adapters(spec, data, before, after),
-        layers=layers_of(dense.geometry, plan, slim, between["departures"]),
+        layers=layers_of(dense.geometry, plan, slim, after.probed[1]),
         rounds=rounds_of(work),
         latency=_latency(spec, work, plan),
         stages=(*timings(work, EARLIER_STAGES), _own_timing(started)),
@@ -140,10 +135,21 @@ class _Data:
 
 
 @dataclass(frozen=True)
+class _Subject:
+    """A base that is measured, its adapters, and what is asked of it about the probes."""
+
+    base: Path
+    adapters: Mapping[str, Path]
+    probe: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
 class _Run:
     """What a base did on the data; losses by adapter, the base's own and the adapter's."""
 
     quality: Quality
+    probed: Any  # what came of the probes
+    continuations: list[tuple[str, str]]
     base_losses: Mapping[str, float]
     adapter_losses: Mapping[str, float]
 
@@ -187,32 +193,32 @@ class _Known:
         return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _between(dense: Path, slim: Path, data: _Data, plan: Plan, state: Path) -> dict[str, Any]:
-    """How far the slim base is from the dense one, one of them in memory at a time."""
-    ids_WT, num_layers = data.probes_WT, len(plan.layers)
-    with TemporaryDirectory(dir=state) as records:
-        model = evaluation.load(dense)
-        record(model, ids_WT, Path(records))
-        wrote = continuations(model, data.tokenizer, data.text.ids_WT)
-        del model
-        model = evaluation.load(slim)
-        widen = partial(widened, plan=plan, dense=Geometry.of(dense))
-        found = divergence(model, ids_WT, Path(records), plan.kept_layers, num_layers, widen)
-    writes = continuations(model, data.tokenizer, data.text.ids_WT)
-    samples = [
-        {"prompt": prompt, "dense": before, "slim": after}
-        for (prompt, before), (_, after) in zip(wrote, writes, strict=True)
-    ]
-    return {"divergence": found[0], "departures": found[1], "samples": samples}
+def _runs(
+    spec: PruneSpec, work: Path, plan: Plan, data: _Data, state: Path, progress: Progress
+) -> tuple[_Run, _Run]:
+    """The dense base, then the slim one, each with its adapters: one of them is in memory."""
+    known, probes_WT, records = _Known(state), data.probes_WT, state / "probes"
+    dense = _Subject(spec.base, spec.adapters, lambda base: record(base, probes_WT, records))
+    before = _run(dense, data, known.of("dense"), part(progress, 0, 0.6))
+
+    def compared(base: Any) -> tuple[float, list[float]]:
+        widen = partial(widened, plan=plan, dense=Geometry.of(spec.base))
+        return divergence(base, probes_WT, records, plan.kept_layers, len(plan.layers), widen)
+
+    carried = {name: work / "carry" / "adapters" / name for name in spec.adapters}
+    slim = _Subject(slim_base(spec, work), carried, compared)
+    return before, _run(slim, data, known.of("slim"), part(progress, 0.6, 1))
 
 
-def _run(
-    base: Path, data: _Data, adapters: Mapping[str, Path], known: _Known, progress: Progress
-) -> _Run:
-    model = evaluation.load(base)
+def _run(subject: _Subject, data: _Data, known: _Known, progress: Progress) -> _Run:
+    """Load a base once and run it over everything, then each of its adapters over its rows."""
+    model = evaluation.load(subject.base)
     share = 1 / (1 + 2 * len(data.rows))
     first = part(progress, 0, share)
     found = known("text", lambda: asdict(evaluation.perplexity(model, data.text, first)))
+    probed = known("probes", partial(subject.probe, model))
+    goes_on = partial(continuations, model, data.tokenizer, data.text.ids_WT)
+    written = known("continuations", goes_on)
     alone, adapted = known.of("base"), known.of("adapters")
     base_losses, adapter_losses = dict[str, float](), dict[str, float]()
     for i, (name, examples) in enumerate(data.rows.items()):
@@ -220,11 +226,16 @@ def _run(
         ahead, behind = part(progress, start, middle), part(progress, middle, end)
         loss = evaluation.completion_loss
         base_losses[name] = alone(name, partial(loss, model, examples, ahead))
-        with_it = evaluation.with_adapter(model, adapters[name])
+        with_it = evaluation.with_adapter(model, subject.adapters[name])
         adapter_losses[name] = adapted(name, partial(loss, with_it, examples, behind))
         model = with_it.unload()
     quality = Quality(token_perplexity=found["token"], word_perplexity=found["word"])
-    return _Run(quality, base_losses, adapter_losses)
+    return _Run(quality, probed, written, base_losses, adapter_losses)
+
+
+def _samples(before: _Run, after: _Run) -> tuple[Sample, ...]:
+    pairs = zip(before.continuations, after.continuations, strict=True)
+    return tuple(Sample(prompt=p, dense=dense, slim=slim) for (p, dense), (_, slim) in pairs)
 
 
 def _adapters(spec: PruneSpec, data: _Data, before: _Run, after: _Run) -> tuple[AdapterReport, ...]:

@@ -31,9 +31,9 @@ class Gram:
         self.products_CC = torch.zeros(shape, dtype=_dtype(num_channels), device=device)
 
     def add(self, inputs_NC: Tensor) -> None:
-        """Add tokens; float32 products of one batch, summed in the Gram's dtype."""
+        """Add tokens; float32 sums and products of one batch, summed in wider dtypes."""
         self.count += len(inputs_NC)
-        self.sum_C += inputs_NC.sum(dim=0, dtype=torch.float64)
+        self.sum_C += inputs_NC.sum(dim=0)
         if self.products_CC.dtype == inputs_NC.dtype:
             self.products_CC.addmm_(inputs_NC.T, inputs_NC)
         else:

@@ -52,7 +52,8 @@ class Reader:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """What it makes of all inputs, (…, C) → (…, H); float32."""
-        outputs: Tensor = inputs[..., self.kept_K] @ self.weight_HK.float().T
+        read = inputs if len(self.kept_K) == self.num_inputs else inputs[..., self.kept_K]
+        outputs: Tensor = read @ self.weight_HK.float().T
         return outputs if self.bias_H is None else outputs + self.bias_H.float()
 
     def named(self, kind: Kind) -> dict[str, Tensor]:

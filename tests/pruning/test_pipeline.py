@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,6 +168,12 @@ def test_a_stage_that_is_run_again_replaces_what_an_attempt_left(spec: Any, tmp_
     (work / "slice" / "leftover").touch()
     run(asked, work, ["slice"])
     assert tree_digest(work / "slice") == before
+
+
+def test_stages_that_run_no_model_do_not_wait_for_libraries_that_do():
+    script = "import sys, pruning.pipeline; print({'transformers', 'peft'} & {*sys.modules})"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert found.stdout.strip() == "set()", found.stderr
 
 
 class Killed(Exception):
