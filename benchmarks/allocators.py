@@ -31,12 +31,13 @@ from pruning.allocation import budget, targets
 from pruning.allocation.selection import select
 from pruning.allocation.solve import problem
 from pruning.allocation.trial import Trial
+from pruning.calibration import collect
 from pruning.importance import score_layers
 from pruning.methods.entry import Statistic
 from pruning.plan import Plan, Widths
 from pruning.recipe import Recipe, Text
 from pruning.registry import Problem, allocator
-from pruning.stats import Statistics, collect
+from pruning.stats import Statistics
 from pruning.text import calibration_ids, load_tokenizer
 from pruning.weights.checkpoint import Checkpoint
 

@@ -27,6 +27,7 @@ import torch
 
 from pruning import evaluation
 from pruning.allocation.solve import problem, solve
+from pruning.calibration import collect
 from pruning.export import slim_config
 from pruning.geometry import Geometry
 from pruning.importance import score_layers
@@ -34,7 +35,7 @@ from pruning.methods import resolve
 from pruning.recipe import Method, Recipe, Text
 from pruning.registry import LayerScores
 from pruning.slicing import slice_base
-from pruning.stats import Statistics, collect
+from pruning.stats import Statistics
 from pruning.text import calibration_ids, load_tokenizer
 from pruning.weights.checkpoint import Checkpoint
 

@@ -39,13 +39,13 @@ import report
 from safetensors.torch import load_file, save_file
 
 from pruning import evaluation
+from pruning.calibration import collect_into
 from pruning.geometry import Geometry
 from pruning.jobs.outputs import slim_base
 from pruning.methods import resolve
 from pruning.methods.entry import Statistic
 from pruning.pipeline import SEQUENCES, STAGES
 from pruning.recipe import Method, PruneSpec, Recipe, Text
-from pruning.stats import collect_into
 from pruning.text import calibration_ids, load_tokenizer
 from pruning.training.data import training_split
 from pruning.training.losses import next_token

@@ -19,13 +19,14 @@ from torch import Tensor
 from pruning.adapters.algebra import bags_of
 from pruning.adapters.atoms import read
 from pruning.adapters.peft_format import read_adapter
+from pruning.calibration import collect_into
 from pruning.importance import score_layers
 from pruning.methods import resolve
 from pruning.methods.entry import Statistic
 from pruning.progress import Progress, part
 from pruning.recipe import Fleet, PruneSpec
 from pruning.registry import LayerScores
-from pruning.stats import Statistics, collect_into
+from pruning.stats import Statistics
 from pruning.text import calibration_ids, load_tokenizer
 from pruning.weights.checkpoint import Checkpoint
 from pruning.weights.tensors import block_of

@@ -20,6 +20,7 @@ from pruning.adapters.carry import Cut, carry
 from pruning.allocation import budget
 from pruning.allocation.solve import problem, solve
 from pruning.approach import aimed, approach, share_of, targets_of
+from pruning.calibration import collect_into
 from pruning.export import slim_config
 from pruning.geometry import Geometry
 from pruning.importance import score_layers
@@ -34,7 +35,7 @@ from pruning.registry import RecoveryContext, recovery
 from pruning.repair import repair
 from pruning.slicing import slice_base
 from pruning.statistics.hidden import HiddenChannels, watch
-from pruning.stats import Statistics, collect_into
+from pruning.stats import Statistics
 from pruning.subset import subset
 from pruning.text import calibration_ids, check_length, load_tokenizer, name_tokenizer
 from pruning.weights.checkpoint import Checkpoint

@@ -69,7 +69,10 @@ def _refit_layer(
         kept_K = torch.tensor(chosen[linear].indices, device=blocks.device)
         is_cut = len(kept_K) < dense.num_inputs
         if is_cut or guide:
-            goal = passage.goal(kind, gram, guide) if guide else Goal.own(dense, gram)
+            if guide:
+                goal = passage.goal(kind, gram, kept_K, guide)
+            else:
+                goal = Goal.own(dense, gram, kept_K)
             gains_bias = is_cut and context.plan.bias_compensation
             reader = refit_reader(dense, gram, goal, kept_K, params.damping, gains_bias)
         passage.read(blocks, kind, reader)

@@ -1,1 +1,1 @@
-"""One file per statistic of the calibration pass; `pruning.stats` runs the pass and stores them."""
+"""One file per statistic; `pruning.calibration` runs the pass that collects them."""

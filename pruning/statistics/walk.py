@@ -67,21 +67,22 @@ class Reader:
 
 @dataclass(frozen=True)
 class Goal:
-    """Σ y xᵀ and Σ y of the outputs y that a reader should give for its inputs x."""
+    """Σ y xᵀ and Σ y of the outputs y that a reader should give, x being its inputs that stay."""
 
-    products_HC: Tensor
+    products_HK: Tensor
     sum_H: Tensor  # float64
 
     @classmethod
-    def own(cls, dense: Reader, gram: Gram) -> "Goal":
-        """What the dense reader makes of the inputs that a Gram has seen."""
+    def own(cls, dense: Reader, gram: Gram, kept_K: Tensor) -> "Goal":
+        """What the dense reader makes of all inputs that a Gram has seen."""
         weight_HC = dense.weight_HK.to(gram.products_CC)
-        products_HC, sum_H = weight_HC @ gram.products_CC, weight_HC.double() @ gram.sum_C
+        products_HK = weight_HC @ gram.products_CC[:, kept_K]
+        sum_H = weight_HC.double() @ gram.sum_C
         if dense.bias_H is not None:
             bias_H = dense.bias_H.double()
-            products_HC += torch.outer(bias_H, gram.sum_C).to(products_HC)
+            products_HK += torch.outer(bias_H, gram.sum_C[kept_K]).to(products_HK)
             sum_H += gram.count * bias_H
-        return cls(products_HC, sum_H)
+        return cls(products_HK, sum_H)
 
 
 def refit_reader(
@@ -92,16 +93,15 @@ def refit_reader(
     With a bias, weights are fit to the deviations from the means, and the bias makes up the means.
     """
     has_bias = gains_bias or dense.bias_H is not None
-    gram_CC, products_HC, mean_C = gram.products_CC, goal.products_HC, gram.mean_C
+    gram_CC, products_HK, mean_K = gram.products_CC, goal.products_HK, gram.mean_C[kept_K]
     if has_bias:
         gram_CC = gram.centred_CC()
-        products_HC = products_HC - torch.outer(goal.sum_H, mean_C).to(products_HC)
-    dense_HC = dense.weight_HK
-    found_HK = fit(products_HC[:, kept_K], gram_CC, kept_K, damping, dense_HC[:, kept_K])
-    weight_HK = found_HK.to(dense_HC.dtype)
+        products_HK = products_HK - torch.outer(goal.sum_H, mean_K).to(products_HK)
+    dense_HK = dense.weight_HK[:, kept_K]
+    weight_HK = fit(products_HK, gram_CC, kept_K, damping, dense_HK).to(dense_HK.dtype)
     if not has_bias:
         return Reader(dense.num_inputs, kept_K, weight_HK)
-    bias_H = goal.sum_H / gram.count - weight_HK.double() @ mean_C[kept_K]
+    bias_H = goal.sum_H / gram.count - weight_HK.double() @ mean_K
     return Reader(dense.num_inputs, kept_K, weight_HK, bias_H.to(weight_HK.dtype))
 
 
@@ -203,21 +203,22 @@ class Passage:
         for rows in self._batches():
             self._add(blocks, kind, reader, rows, blocks.inputs(kind, self.before(kind)[rows]))
 
-    def goal(self, kind: Kind, gram: Gram, guide: "Passage") -> Goal:
-        """For the inputs of `gram`: what leads from the states here to those of `guide`.
+    def goal(self, kind: Kind, gram: Gram, kept_K: Tensor, guide: "Passage") -> Goal:
+        """For the kept inputs of `gram`: what leads from the states here to those of `guide`.
 
         From those before the block to those after it, which `guide` has passed already.
         """
         hidden, (num_inputs, _) = self.shape[2], gram.products_CC.shape
-        products_HC = gram.products_CC.new_zeros(hidden, num_inputs)
+        products_HK = gram.products_CC.new_zeros(hidden, len(kept_K))
         sum_H = gram.sum_C.new_zeros(hidden)
         for rows in self._batches():
             ahead_BTH = guide.after(kind)[rows] - self.before(kind)[rows]
-            ahead_NH = ahead_BTH[self.counted_ST[rows]].to(products_HC.device)
+            ahead_NH = ahead_BTH[self.counted_ST[rows]].to(products_HK.device)
             inputs_NC = self._inputs(num_inputs)[rows][self.counted_ST[rows]]
-            products_HC += ahead_NH.T @ inputs_NC.to(products_HC.device)
+            inputs_NK = inputs_NC.to(products_HK.device)[:, kept_K]
+            products_HK += ahead_NH.T @ inputs_NK
             sum_H += ahead_NH.sum(dim=0, dtype=torch.float64)
-        return Goal(products_HC, sum_H)
+        return Goal(products_HK, sum_H)
 
     def skip(self, kind: Kind) -> None:
         """The layer has no such block."""

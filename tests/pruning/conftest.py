@@ -27,8 +27,10 @@ from pruning.geometry import Geometry
 from pruning.plan import LayerPlan, Plan, Widths
 from pruning.recipe import Recipe
 from pruning.registry import LayerScores, Problem
+from pruning.statistics.gradients import Saliency
 from pruning.statistics.influence import WHOLE, Influence
-from pruning.stats import Moments, Saliency, Statistics
+from pruning.statistics.moments import Moments
+from pruning.stats import Statistics
 from pruning.units import KINDS, READERS, members
 
 SHAPE: dict[str, Any] = {

@@ -10,12 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pruning.calibration import collect_into
 from pruning.errors import InvalidInput
 from pruning.federated import merge_into
 from pruning.pipeline import STAGES
 from pruning.plan import Plan
 from pruning.recipe import PruneSpec, Recipe
-from pruning.stats import Statistics, collect_into
+from pruning.stats import Statistics
 from pruning.text import calibration_ids, load_tokenizer
 from pruning.weights.checkpoint import Checkpoint
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
+from pruning.calibration import collect
 from pruning.geometry import Geometry
 from pruning.methods.entry import Statistic
-from pruning.stats import collect
 from pruning.weights.checkpoint import Checkpoint
 from pruning.weights.tensors import expected
 

@@ -12,11 +12,12 @@ from torch.nn.functional import cross_entropy
 from pruning import evaluation
 from pruning.allocation import trial
 from pruning.allocation.trial import Trial
+from pruning.calibration import collect_into
 from pruning.export import slim_config
 from pruning.plan import Plan
 from pruning.slicing import slice_base
 from pruning.statistics.grams import refit
-from pruning.stats import Statistics, collect_into
+from pruning.stats import Statistics
 from pruning.weights.checkpoint import Checkpoint
 
 

@@ -17,8 +17,8 @@ from pruning.methods.allocators import PqIndexParams
 from pruning.plan import Widths
 from pruning.recipe import Recipe
 from pruning.registry import LayerScores, Problem
+from pruning.statistics.gradients import Saliency
 from pruning.statistics.influence import WHOLE, Influence
-from pruning.stats import Saliency
 
 # four layers of ten FFN channels, 24 parameters each; two KV groups, 64 parameters each
 GEOMETRY = Geometry("llama", 8, 8, 2, True, (Layer(2, 2, 10),) * 4)

@@ -12,12 +12,13 @@ from pruning.geometry import Geometry, Layer
 from pruning.recipe import Method
 from pruning.registry import LayerScores, LayerView
 from pruning.statistics.absolute import AbsoluteMeans
-from pruning.statistics.gradients import SequenceGradients
+from pruning.statistics.gradients import Saliency, SequenceGradients
 from pruning.statistics.lora import LoraSaliency
+from pruning.statistics.moments import Moments
 from pruning.statistics.released import ReleasedFluctuation
 from pruning.statistics.relevance import Relevance
 from pruning.statistics.zeroth import ZerothOrder
-from pruning.stats import Moments, Saliency, Statistics
+from pruning.stats import Statistics
 
 # one query head of two channels per KV group, two groups; three FFN channels; hidden size two
 GEOMETRY = Geometry("llama", 8, 2, 2, True, (Layer(2, 2, 3),) * 2)

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from pruning.allocation import budget
+from pruning.calibration import collect
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
 from pruning.export import slim_config
@@ -23,7 +24,6 @@ from pruning.recipe import Method, PruneSpec, Recipe, Text
 from pruning.recovery.closed_form import recover
 from pruning.registry import RecoveryContext
 from pruning.slicing import slice_base
-from pruning.stats import collect
 from pruning.weights.checkpoint import Checkpoint
 
 PARAMS = ClosedFormParams()

@@ -15,45 +15,14 @@ from pruning.errors import InvalidInput
 from pruning.geometry import Geometry
 from pruning.pipeline import STAGES
 from pruning.plan import LayerPlan, Plan
-from pruning.recipe import PruneSpec, Recipe
+from pruning.recipe import PruneSpec
 from pruning.schedules.soft_shrink import shrink_units
-
-QUICK = {"tokens": 1536, "batch": 4, "learning_rate": 0.003, "checks": 2}
-
-
-def quiet(fraction: float, message: str) -> None:
-    return None
 
 
 @pytest.fixture
-def spec(dense_base: Callable[[str], Path], tmp_path: Path) -> Callable[..., PruneSpec]:
-    (tmp_path / "text").write_text("".join(f"Row {i} has the number {i * i}.\n" for i in range(60)))
-
-    def make(**changes: Any) -> PruneSpec:
-        text = {"file": "f", "sequences": 6, "length": 32}
-        asked = {
-            "name": "slim",
-            "base": "dense",
-            "target": 0.5,
-            "ffn_multiple": 1,
-            "criterion": {"name": "magnitude"},
-            "schedule": {"name": "soft_shrink", "params": {"ratio": 0.8}},
-            "recovery": [{"name": "distill", "params": QUICK}],
-            "calibration": text,
-            "evaluation": text,
-        }
-        recipe, path = Recipe.model_validate(asked | changes), tmp_path / "text"
-        base = dense_base("llama")
-        return PruneSpec(recipe=recipe, base=base, adapters={}, calibration=path, evaluation=path)
-
-    return make
-
-
-def run(spec: PruneSpec, work: Path, *stages: str) -> Path:
-    work.mkdir(exist_ok=True)
-    for stage in stages:
-        STAGES[stage](spec, work, quiet)
-    return work
+def spec(asked: Callable[..., PruneSpec]) -> Callable[..., PruneSpec]:
+    schedule = {"name": "soft_shrink", "params": {"ratio": 0.8}}
+    return lambda **changes: asked(**{"target": 0.5, "schedule": schedule} | changes)
 
 
 def test_the_weakest_units_shrink_and_only_they(dense_base: Callable[[str], Path]):
@@ -93,7 +62,9 @@ def test_a_kv_group_shrinks_with_its_query_heads(dense_base: Callable[[str], Pat
         assert halved == (4 if linear in (attention.k_proj, attention.v_proj) else 8) * 32
 
 
-def test_the_cut_takes_what_has_shrunk_and_two_runs_write_the_same_bytes(spec: Any, tmp_path: Path):
+def test_the_cut_takes_what_has_shrunk_and_two_runs_write_the_same_bytes(
+    spec: Any, run: Any, tmp_path: Path
+):
     asked = spec()
     works = [
         run(asked, tmp_path / name, "schedule", "calibrate", "plan", "slice", "recover")
@@ -108,7 +79,7 @@ def test_the_cut_takes_what_has_shrunk_and_two_runs_write_the_same_bytes(spec: A
     assert norms[~kept].max() < norms[kept].min()
 
 
-def test_a_training_that_was_killed_is_taken_up(spec: Any, tmp_path: Path):
+def test_a_training_that_was_killed_is_taken_up(spec: Any, run: Any, tmp_path: Path):
     asked = spec()
     expected = run(asked, tmp_path / "undisturbed", "schedule")
     work = tmp_path / "killed"
@@ -124,6 +95,6 @@ def test_a_training_that_was_killed_is_taken_up(spec: Any, tmp_path: Path):
     assert tree_digest(work / "schedule") == tree_digest(expected / "schedule")
 
 
-def test_without_distillation_it_is_refused(spec: Any, tmp_path: Path):
+def test_without_distillation_it_is_refused(spec: Any, run: Any, tmp_path: Path):
     with pytest.raises(InvalidInput, match="recover by distill"):
         run(spec(recovery=[{"name": "norms"}]), tmp_path / "work", "schedule")

@@ -12,47 +12,16 @@ from safetensors.torch import load_file
 from pruning.digest import tree_digest
 from pruning.methods.schedules import UntilStopParams
 from pruning.pipeline import STAGES
-from pruning.recipe import PruneSpec, Recipe
+from pruning.recipe import PruneSpec
 from pruning.reports.page import render
 from pruning.reports.report import Report
 from pruning.schedules.until_stop import Round, depth, has_collapsed, is_over, pq_index
 
-QUICK = {"tokens": 1536, "batch": 4, "learning_rate": 0.003, "checks": 2}
-
-
-def quiet(fraction: float, message: str) -> None:
-    return None
-
 
 @pytest.fixture
-def spec(dense_base: Callable[[str], Path], tmp_path: Path) -> Callable[..., PruneSpec]:
-    (tmp_path / "text").write_text("".join(f"Row {i} has the number {i * i}.\n" for i in range(60)))
-
-    def make(**changes: Any) -> PruneSpec:
-        text = {"file": "f", "sequences": 6, "length": 32}
-        asked = {
-            "name": "slim",
-            "base": "dense",
-            "target": 0.8,
-            "ffn_multiple": 1,
-            "criterion": {"name": "magnitude"},
-            "schedule": {"name": "until_stop", "params": {"rounds": 3}},
-            "recovery": [{"name": "distill", "params": QUICK}],
-            "calibration": text,
-            "evaluation": text,
-        }
-        recipe, path = Recipe.model_validate(asked | changes), tmp_path / "text"
-        base = dense_base("llama")
-        return PruneSpec(recipe=recipe, base=base, adapters={}, calibration=path, evaluation=path)
-
-    return make
-
-
-def run(spec: PruneSpec, work: Path) -> Path:
-    work.mkdir()
-    for stage in STAGES:
-        STAGES[stage](spec, work, quiet)
-    return work
+def spec(asked: Callable[..., PruneSpec]) -> Callable[..., PruneSpec]:
+    schedule = {"name": "until_stop", "params": {"rounds": 3}}
+    return lambda **changes: asked(**{"target": 0.8, "schedule": schedule} | changes)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +63,9 @@ def test_the_index_is_that_of_all_linears_together(dense_base: Callable[[str], P
     assert pq_index(dense_base("llama"), 0.5) == pytest.approx(float(expected), rel=1e-9)
 
 
-def test_a_job_tells_its_rounds_and_leaves_what_the_best_one_left(spec: Any, tmp_path: Path):
+def test_a_job_tells_its_rounds_and_leaves_what_the_best_one_left(
+    spec: Any, run: Any, tmp_path: Path
+):
     one, two = (run(spec(), tmp_path / name) for name in ("one", "two"))
     assert tree_digest(one / "recover") == tree_digest(two / "recover")
     report = Report.model_validate_json((one / "evaluate" / "report.json").read_bytes())
@@ -108,17 +79,18 @@ def test_a_job_tells_its_rounds_and_leaves_what_the_best_one_left(spec: Any, tmp
     assert "PQ index" in render(report)
 
 
-def test_the_target_is_the_most_that_leaves(spec: Any, tmp_path: Path):
+def test_the_target_is_the_most_that_leaves(spec: Any, run: Any, tmp_path: Path):
     work = run(spec(target=0.1), tmp_path / "work")
     assert json.loads((work / "schedule" / "rounds.json").read_text())["target"] == 0.1
     assert not (work / "schedule.state").exists()
 
 
-def test_a_round_that_was_finished_is_not_made_again_after_a_kill(spec: Any, tmp_path: Path):
+def test_a_round_that_was_finished_is_not_made_again_after_a_kill(
+    spec: Any, run: Any, tmp_path: Path
+):
     expected, work, fractions = tmp_path / "undisturbed", tmp_path / "killed", list[float]()
-    for path in (expected, work):
-        path.mkdir()
-    STAGES["schedule"](spec(), expected, quiet)
+    work.mkdir()
+    run(spec(), expected, "schedule")
 
     def deadly(fraction: float, message: str) -> None:
         fractions.append(fraction)

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from pruning.calibration import collect
 from pruning.evaluation import load
 from pruning.statistics import streaming
-from pruning.stats import Statistics, collect
+from pruning.stats import Statistics
 from pruning.weights.checkpoint import Checkpoint
 
 

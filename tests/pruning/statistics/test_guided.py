@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from pruning.stats import Statistics, collect_into
+from pruning.calibration import collect_into
+from pruning.stats import Statistics
 from pruning.weights.checkpoint import Checkpoint
 
 

@@ -123,9 +123,8 @@ def test_a_refit_bias_makes_up_the_mean_of_what_left():
     gram = Gram(2)
     gram.add(torch.tensor([[1.0, 2.0], [-1.0, 2.0], [3.0, 2.0]]))
     dense = Reader(2, torch.arange(2), torch.tensor([[1.0, 3.0]]))
-    found = refit_reader(
-        dense, gram, Goal.own(dense, gram), torch.tensor([0]), 1e-9, gains_bias=True
-    )
+    kept = torch.tensor([0])
+    found = refit_reader(dense, gram, Goal.own(dense, gram, kept), kept, 1e-9, gains_bias=True)
     assert found.weight_HK.tolist() == [[pytest.approx(1)]]
     assert found.bias_H is not None
     assert found.bias_H.tolist() == [pytest.approx(6)]
@@ -136,9 +135,8 @@ def test_without_a_bias_the_mean_is_carried_by_the_weights():
     gram = Gram(2)
     gram.add(torch.tensor([[1.0, 2.0], [-1.0, 2.0], [3.0, 2.0]]))
     dense = Reader(2, torch.arange(2), torch.tensor([[1.0, 3.0]]))
-    found = refit_reader(
-        dense, gram, Goal.own(dense, gram), torch.tensor([0]), 1e-9, gains_bias=False
-    )
+    kept = torch.tensor([0])
+    found = refit_reader(dense, gram, Goal.own(dense, gram, kept), kept, 1e-9, gains_bias=False)
     assert found.weight_HK.tolist() == [[pytest.approx(29 / 11)]]
     assert found.bias_H is None
 
@@ -155,7 +153,11 @@ def test_the_goal_is_the_step_to_the_states_of_the_guide(
     blocks.fill(0, tensors)
     dense = Reader.dense(tensors, "kv_group", blocks.device)
     guide.follow(blocks, "kv_group", dense)
-    gram = passage.gram(blocks, "kv_group")
-    found, own = passage.goal("kv_group", gram, guide), Goal.own(dense, gram)
-    torch.testing.assert_close(found.products_HC, own.products_HC, rtol=1e-4, atol=1e-4)
+    gram, kept = passage.gram(blocks, "kv_group"), torch.tensor([0, 3, 4])
+    found = passage.goal("kv_group", gram, kept, guide)
+    own = Goal.own(dense, gram, kept)
+    torch.testing.assert_close(found.products_HK, own.products_HK, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        own.products_HK, (dense.weight_HK.to(gram.products_CC) @ gram.products_CC)[:, kept]
+    )
     torch.testing.assert_close(found.sum_H, own.sum_H, rtol=1e-4, atol=1e-4)
