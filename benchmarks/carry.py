@@ -84,7 +84,8 @@ class Bench:
             source = DEMO / "adapters" if rank == 8 else self.work / "trained" / f"r{rank}"
             if not (source / task / "eval.jsonl").is_file():
                 self._train(task, rank, source)
-            shutil.copytree(source / task, adapter, dirs_exist_ok=True)
+            own_text = shutil.ignore_patterns("calibration.jsonl")  # a longer one is made here
+            shutil.copytree(source / task, adapter, ignore=own_text, dirs_exist_ok=True)
             shutil.copyfile(DEMO / "adapters" / task / "eval.jsonl", adapter / "eval.jsonl")
             self._add_text(task, adapter)
         return adapter

@@ -3,8 +3,8 @@
 Usage: python adapters.py DATA BASE OUT [--tasks NAME …] [--steps N] [--rank R]
 
 Half of the examples are shown as plain prompt and completion, half as one chat exchange; only the
-completion and the closing eos carry loss.  OUT/NAME receives the adapter and eval.jsonl, the
-first held-out rows of the task.
+completion and the closing eos carry loss.  OUT/NAME receives the adapter, eval.jsonl, the first
+held-out rows of the task, and calibration.jsonl, a few of the rows that it was trained on.
 """
 
 import argparse
@@ -20,11 +20,23 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBas
 SEED = 0
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 EVAL_ROWS = 50
+CALIBRATION_BYTES = 16_384
 WARM_UP_STEPS = 10
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf8").split("\n") if line]
+
+
+def excerpt(rows: list[dict[str, str]]) -> list[str]:
+    """Lines of JSON, about CALIBRATION_BYTES of them, spread evenly over the rows."""
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    count = CALIBRATION_BYTES * len(lines) // sum(len(line.encode()) + 1 for line in lines)
+    return [lines[i * len(lines) // count] for i in range(count)]
+
+
+def write_lines(lines: list[str], path: Path) -> None:
+    path.write_text("\n".join(lines) + "\n", encoding="utf8")
 
 
 def encode(
@@ -77,6 +89,7 @@ def train(a: argparse.Namespace, task: str) -> None:
         [p for p in model.parameters() if p.requires_grad], lr=a.lr, weight_decay=0.0, fused=True
     )
     rows = read_rows(a.data / "tasks" / task / "train.jsonl")
+    calibration = excerpt(rows)
     started, losses = time.time(), []
     for step in range(a.steps):
         if step % max(1, len(rows) // a.rows) == 0:
@@ -103,7 +116,8 @@ def train(a: argparse.Namespace, task: str) -> None:
     held_out = read_rows(a.data / "tasks" / task / "eval.jsonl")
     stride = max(1, len(held_out) // EVAL_ROWS)
     lines = [json.dumps(row, ensure_ascii=False) for row in held_out[::stride][:EVAL_ROWS]]
-    (a.out / task / "eval.jsonl").write_text("\n".join(lines) + "\n", encoding="utf8")
+    write_lines(lines, a.out / task / "eval.jsonl")
+    write_lines(calibration, a.out / task / "calibration.jsonl")
 
 
 def save(model: torch.nn.Module, path: Path) -> None:

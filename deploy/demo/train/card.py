@@ -113,13 +113,20 @@ left out). Per word, words and line ends are counted.
 
 Plain LoRA, r=8, alpha=16, on all seven linears, trained with `train/adapters.py` on the training
 rows of each task, half as plain prompts and half as chat. Loss is the mean negative log likelihood
-per completion token on all held-out rows, in nats; `eval.jsonl` holds 50 of these rows.
+per completion token on all held-out rows, in nats; `eval.jsonl` holds 50 of these rows, and
+`calibration.jsonl` 16 kB of training rows, spread evenly, under the licence of the task's data.
 
 {adapter_losses(data, demo / "base", demo / "adapters")}
 
 Weights, tokenizer and texts derived from CC BY-SA sources are offered under CC BY-SA 4.0.
 `text/calibration.txt` is from WikiText-2's training split, `text/evaluation.txt` from its test
 split.
+
+## Recipes
+
+`recipe.yaml` cuts by gradients on WikiText alone. `mixed.yaml` cuts and refits in closed form on a
+mixture, half of it WikiText and half what the five adapters were trained on:
+`graftwork prune mixed.yaml --wait` in this folder makes it beside the first.
 """
 
 
