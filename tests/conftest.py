@@ -119,6 +119,25 @@ def write_adapter() -> Callable[..., Path]:
 
 
 @pytest.fixture
+def repeated() -> Callable[[Path], list[int]]:
+    """How many layers each life worked on that an earlier one had begun, from what a job said.
+
+    A life opens with the line "a life begins"; a line that names a layer is the start of its work.
+    """
+
+    def count(said: Path) -> list[int]:
+        earlier: set[str] = set()
+        found = []
+        for life in said.read_text().split("a life begins\n"):
+            layers = {line for line in life.splitlines() if "layer" in line}
+            found.append(len(layers & earlier))
+            earlier |= layers
+        return found
+
+    return count
+
+
+@pytest.fixture
 def base_directory(tmp_path: Path, write_base: Callable[..., Path]) -> Path:
     return write_base(tmp_path / "base")
 

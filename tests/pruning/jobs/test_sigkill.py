@@ -98,17 +98,6 @@ def begun(work, spec):
     return work
 
 
-def repeated(said: Path) -> list[int]:
-    """How many layers each life worked on that an earlier one had begun."""
-    earlier: set[str] = set()
-    found = []
-    for life in said.read_text().split("a life begins\n"):
-        layers = {line for line in life.splitlines() if "layer" in line}
-        found.append(len(layers & earlier))
-        earlier |= layers
-    return found
-
-
 def digests(work, stages):
     """Of the outputs, and of the artifact but for its report."""
     named = {name: tree_digest(work / name) for name in stages if name not in TIMED}
@@ -120,7 +109,7 @@ TIMED = ("evaluate", "publish")  # these tell times
 
 @pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_at_random_a_job_makes_the_same_bytes_and_no_kill_costs_more_than_a_layer(
-    kills, run, spec, tmp_path
+    kills, run, spec, repeated, tmp_path
 ):
     stages, durations = stages_of(spec.recipe), {}
     whole = begun(tmp_path / "whole", spec)
