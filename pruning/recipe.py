@@ -304,6 +304,7 @@ class PruneSpec(_Frozen):
     training: Paths | None = None
     fleet_texts: dict[str, Paths] = Field(default_factory=dict)  # by adapter
     evaluation: Path
+    tenant: str = "local"  # whose job it is, and whose what it makes will be
 
     @property
     def parts(self) -> dict[str, Path]:

@@ -1,10 +1,11 @@
 """Take adapters in, and let them go: catalog, disk and engine in step."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import anyio.to_thread
 
@@ -37,6 +38,12 @@ class Adapters:
         self._catalog = catalog
         self._engines = engines
         self._composer = composer
+
+    def of(self, catalog: Catalog) -> Self:
+        """The same, for the tenant whose catalog it is."""
+        view = copy.copy(self)
+        view._catalog = catalog
+        return view
 
     def register(self, submission: Submission) -> Adapter:
         """Check the adapter against its base and copy it in under its digest.

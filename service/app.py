@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service import content, handlers
 from service.adapters import Adapters
+from service.authentication import OPEN, Authentication, Authenticator
 from service.catalog import Catalog
 from service.composer import Composer
 from service.engines import Engines
@@ -30,10 +31,12 @@ from service.routes import (
     files,
     health,
     jobs,
+    keys,
     metrics,
     models,
 )
 from service.settings import Settings
+from service.tenants import SCRAPER
 
 _FOLLOW_SECONDS = 0.2  # until a base that a worker published gets its engine
 _ROUTERS = (  # first match
@@ -44,6 +47,7 @@ _ROUTERS = (  # first match
     adapters,
     compositions,
     files,
+    keys,
     health,
     metrics,
 )
@@ -63,10 +67,16 @@ def create_app(settings: Settings | None = None, engines: Engines | None = None)
     state.adapters = Adapters(settings, catalog, engines, state.composer)
     state.files = Files(settings, catalog)
     state.jobs = Jobs(settings, catalog)
-    state.proxy = Proxy(catalog, engines, state.composer, state.metrics)
+    state.proxy = Proxy(engines, state.composer, state.metrics)
+    state.authenticator = Authenticator(catalog, settings.host)
     handlers.install(app)
     app.add_middleware(
         BodyLimit, upload_limit=settings.upload_limit_bytes, limit=settings.body_limit_bytes
+    )
+    app.add_middleware(
+        Authentication,
+        authenticator=state.authenticator,
+        open=OPEN | ({"/metrics": SCRAPER} if settings.metrics_open else {}),
     )
     app.add_middleware(Observation, metrics=state.metrics)
     for module in _ROUTERS:
@@ -101,7 +111,7 @@ async def _follow(catalog: Catalog, engines: Engines) -> None:
     """Hold the engines to the catalog, which workers change as well."""
     while True:
         try:
-            served = await anyio.to_thread.run_sync(lambda: catalog.bases(serve=True))
+            served = await anyio.to_thread.run_sync(lambda: catalog.every_base(serve=True))
             await engines.reconcile({base.name: base.path for base in served})
         except (SQLAlchemyError, OSError) as error:
             _log.warning("the catalog cannot be followed", error=str(error))

@@ -49,9 +49,11 @@ bases = typer.Typer(
     help="Bases: dense ones you register, slim ones jobs make.", no_args_is_help=True
 )
 adapters = typer.Typer(help="LoRA adapters of the bases.", no_args_is_help=True)
+keys = typer.Typer(help="API keys of tenants, in the database.", no_args_is_help=True)
 app.add_typer(jobs, name="jobs")
 app.add_typer(bases, name="bases")
 app.add_typer(adapters, name="adapters")
+app.add_typer(keys, name="keys")
 
 
 @app.command()
@@ -241,6 +243,53 @@ def remove_adapter(
     from service.commands import resources
 
     resources.remove_adapter(url, model)
+
+
+@keys.command("create")
+def create_key(
+    tenant: str,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="infer, adapters, jobs or admin; again for more; the first three"),
+    ] = None,
+    name: Annotated[str, typer.Option(help="for people")] = "",
+    days: Annotated[float | None, typer.Option(help="until it expires; never if absent")] = None,
+) -> None:
+    """Create a key for a tenant and print it, this once."""
+    from service.commands import keys
+    from service.tenants import SCOPES
+
+    keys.create(tenant, name, scope or list(SCOPES[:3]), days)
+
+
+@keys.command("list")
+def list_keys(
+    tenant: Annotated[str | None, typer.Option(help="only of this tenant")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the keys, by how they begin."""
+    from service.commands import keys
+
+    keys.list_keys(tenant, as_json)
+
+
+@keys.command("rotate")
+def rotate_key(
+    id: str,
+    grace: Annotated[int, typer.Option(min=0, help="seconds that the old one stays valid")] = 0,
+) -> None:
+    """Replace a key by one with the same rights, and print it."""
+    from service.commands import keys
+
+    keys.rotate(id, grace)
+
+
+@keys.command("revoke")
+def revoke_key(id: str) -> None:
+    """End a key."""
+    from service.commands import keys
+
+    keys.revoke(id)
 
 
 def main() -> None:

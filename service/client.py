@@ -1,6 +1,7 @@
 """A small client of Graftwork's own REST API; completions are for OpenAI's clients."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -38,9 +39,12 @@ class Refused(ClientError):
 class Client:
     """One server, by its address; every call raises Unreachable or Refused."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, key: str | None = None):
+        """`key` is that of GRAFTWORK_API_KEY where not given; a server without keys needs none."""
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self.url, timeout=_TIMEOUT)
+        key = key or os.environ.get("GRAFTWORK_API_KEY")
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=self.url, timeout=_TIMEOUT, headers=headers)
 
     def __enter__(self) -> Self:
         return self

@@ -164,8 +164,12 @@ class Composer:
         await asyncio.gather(*self._copies)
 
     def _pinned_models(self) -> list[Model]:
-        found = served(self._catalog)
-        return [self._merges.form(m) for m in found if m.composed and m.composed.pinned]
+        return [
+            self._merges.form(model)
+            for tenant in self._catalog.tenants_with_pins()
+            for model in served(self._catalog.of(tenant))
+            if model.composed and model.composed.pinned
+        ]
 
     async def _warm(self, model: Model) -> None:
         """Load a pinned composition; what stands in the way of one does not hold up the others."""

@@ -3,18 +3,23 @@
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
+from fastapi.params import Depends as Dependency
 
 from service.adapters import Adapters
+from service.authentication import Authenticator
 from service.catalog import Catalog
 from service.engines import Engines
+from service.errors import Forbidden
 from service.files import Files
 from service.jobs import Jobs
 from service.metrics import Metrics
 from service.proxy import Proxy
+from service.tenants import Principal, Scope
 
 
 def _catalog(request: Request) -> Catalog:
-    return cast(Catalog, request.app.state.catalog)
+    """The catalog as the requester's tenant sees it."""
+    return cast(Catalog, request.app.state.catalog).of(principal_of(request).tenant)
 
 
 def _engines(request: Request) -> Engines:
@@ -22,15 +27,16 @@ def _engines(request: Request) -> Engines:
 
 
 def _adapters(request: Request) -> Adapters:
-    return cast(Adapters, request.app.state.adapters)
+    return cast(Adapters, request.app.state.adapters).of(_catalog(request))
 
 
 def _files(request: Request) -> Files:
-    return cast(Files, request.app.state.files)
+    return cast(Files, request.app.state.files).of(_catalog(request))
 
 
 def _jobs(request: Request) -> Jobs:
-    return cast(Jobs, request.app.state.jobs)
+    jobs = cast(Jobs, request.app.state.jobs)
+    return jobs.of(principal_of(request).tenant, _catalog(request))
 
 
 def _proxy(request: Request) -> Proxy:
@@ -41,6 +47,34 @@ def _metrics(request: Request) -> Metrics:
     return cast(Metrics, request.app.state.metrics)
 
 
+def _authenticator(request: Request) -> Authenticator:
+    return cast(Authenticator, request.app.state.authenticator)
+
+
+def principal_of(request: Request) -> Principal:
+    """Who asks, as the middleware found out."""
+    return cast(Principal, request.state.principal)
+
+
+class Requirement:
+    """That a request's principal has one of these scopes."""
+
+    def __init__(self, scopes: tuple[Scope, ...]):
+        self.scopes = scopes
+
+    def __call__(self, request: Request) -> None:
+        if not principal_of(request).may(*self.scopes):
+            names = " or ".join(sorted({*self.scopes, "admin"}))
+            raise Forbidden(f"the API key lacks the scope for this; it takes {names}")
+
+
+def require(*scopes: Scope) -> Dependency:
+    """What every route declares: the scopes of which any one admits to it, beside `admin`."""
+    return Depends(Requirement(scopes))  # type: ignore[no-any-return]
+
+
+PrincipalDep = Annotated[Principal, Depends(principal_of)]
+AuthenticatorDep = Annotated[Authenticator, Depends(_authenticator)]
 CatalogDep = Annotated[Catalog, Depends(_catalog)]
 EnginesDep = Annotated[Engines, Depends(_engines)]
 AdaptersDep = Annotated[Adapters, Depends(_adapters)]

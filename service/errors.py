@@ -34,6 +34,18 @@ class ModelNotFound(NotFound):
     code = "model_not_found"
 
 
+class Unauthorized(GraftworkError):
+    """No valid API key; send one as `Authorization: Bearer gw-…`."""
+
+    status, code, type = 401, "invalid_api_key", "authentication_error"
+
+
+class Forbidden(GraftworkError):
+    """The API key lacks the scope for this."""
+
+    status, code, type = 403, "insufficient_permissions", "permission_error"
+
+
 class Conflict(GraftworkError):
     """The object exists already, or is in use."""
 

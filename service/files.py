@@ -1,8 +1,9 @@
 """Take texts in for calibration and evaluation, and let them go."""
 
 import codecs
+import copy
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from pruning.digest import file_digest
 from pruning.errors import InvalidInput
@@ -20,6 +21,12 @@ class Files:
     def __init__(self, settings: Settings, catalog: Catalog):
         self._settings = settings
         self._catalog = catalog
+
+    def of(self, catalog: Catalog) -> Self:
+        """The same, for the tenant whose catalog it is."""
+        view = copy.copy(self)
+        view._catalog = catalog
+        return view
 
     def add(self, stream: BinaryIO, filename: str, purpose: str) -> File:
         """Keep a text; InvalidInput unless it is UTF-8 and there is any."""

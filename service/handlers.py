@@ -36,11 +36,18 @@ def internal_error() -> JSONResponse:
     )
 
 
-async def _graftwork_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, GraftworkError)
+def response(error: GraftworkError) -> JSONResponse:
+    """The answer that an error of ours is."""
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     content = body(str(error), error.type, error.param, error.code)
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(content, error.status, headers)
+
+
+async def _graftwork_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, GraftworkError)
+    return response(error)
 
 
 async def _invalid_input(_request: Request, error: Exception) -> Response:

@@ -1,12 +1,13 @@
 """Jobs: created, looked up and cancelled in the job database that workers read (DBOS)."""
 
+import copy
 import hashlib
 import itertools
 import secrets
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Self, get_args
 
 from dbos import DBOS, DBOSClient, WorkflowStatus, error
 
@@ -34,6 +35,7 @@ from service.job_objects import (
 )
 from service.recipes import resolve, resolve_adapters
 from service.settings import Settings
+from service.tenants import LOCAL
 
 
 class Jobs:
@@ -48,6 +50,13 @@ class Jobs:
         self._catalog = catalog
         self._datasets = Datasets(settings.datasets, settings.hub)
         self._artifacts = settings.artifacts
+        self._tenant = LOCAL
+
+    def of(self, tenant: str, catalog: Catalog) -> Self:
+        """The same, for a tenant with its catalog."""
+        view = copy.copy(self)
+        view._tenant, view._catalog = tenant, catalog
+        return view
 
     def close(self) -> None:
         self._client.destroy()
@@ -59,17 +68,16 @@ class Jobs:
         another recipe, or the name is taken or about to be.
         """
         kind = PRUNING if isinstance(recipe, Recipe) else ADAPTERS
-        id = kind.prefix + (_hash(key) if key else secrets.token_hex(12))
+        id = kind.prefix + (_hash(self._tenant, key) if key else secrets.token_hex(12))
         if existing := self._find(id):
             return self._same(existing, recipe)
         if isinstance(recipe, Recipe):
-            spec, makes = (
-                resolve(recipe, self._catalog, self._datasets).model_dump(mode="json"),
-                recipe.name,
-            )
+            whole = resolve(recipe, self._catalog, self._datasets)
+            spec, makes = whole.model_dump(mode="json"), recipe.name
         else:
             resolved = resolve_adapters(recipe, self._catalog, self._datasets)
-            spec, makes = resolved.model_dump(mode="json"), adapters.makes(recipe)
+            spec = resolved.model_dump(mode="json")
+            makes = f"{self._tenant}/{adapters.makes(recipe)}"
         try:
             self._client.enqueue(
                 {
@@ -77,14 +85,14 @@ class Jobs:
                     "queue_name": contract.QUEUE,
                     "workflow_id": id,
                     "deduplication_id": makes,
-                    "attributes": {"created_ns": time.time_ns()},
+                    "attributes": {"created_ns": time.time_ns(), "tenant": self._tenant},
                 },
-                spec,
+                spec | {"tenant": self._tenant},
             )
         except error.DBOSQueueDeduplicatedError:
             if self._find(id) is None:
                 raise Conflict(
-                    f"another job is making {makes!r}; cancel it or choose another name",
+                    f"another job is making {recipe.name!r}; cancel it or choose another name",
                     param="name",
                 ) from None
         return self._same(self._one(id), recipe)
@@ -95,7 +103,7 @@ class Jobs:
 
     def list(self, kind: Kind, limit: int = 20, after: str | None = None) -> Page[Job]:
         """Jobs of a kind, newest first."""
-        known = self._known(kind)
+        known = [work for work in self._known(kind) if _owner(work) == self._tenant]
         ids = [work.workflow_id for work in sorted(known, key=_created, reverse=True)]
         if after is not None and after not in ids:
             raise InvalidInput("after", f"there is no job {after!r}")
@@ -176,14 +184,20 @@ class Jobs:
 
     def _find(self, id: str) -> WorkflowStatus | None:
         work = self._workflow(id)
-        return work if work and work.name in {kind.workflow for kind in KINDS} else None
+        if work is None or work.name not in {kind.workflow for kind in KINDS}:
+            return None
+        return work if _owner(work) == self._tenant else None
 
     def _workflow(self, id: str) -> WorkflowStatus | None:
         return next(iter(self._client.list_workflows(workflow_ids=[id])), None)
 
 
-def _hash(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()[:24]
+def _hash(tenant: str, key: str) -> str:
+    return hashlib.sha256(f"{tenant}\0{key}".encode()).hexdigest()[:24]
+
+
+def _owner(work: WorkflowStatus) -> str:
+    return str((work.attributes or {}).get("tenant", LOCAL))
 
 
 def _created(work: WorkflowStatus) -> tuple[int, str]:

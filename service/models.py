@@ -34,7 +34,7 @@ class Composed:
     @property
     def digest(self) -> str:
         """Changes with the content of any adapter."""
-        return self.composition.digest({a.name: a.digest for a in self.adapters})
+        return self.composition.digest({a.name: a.content for a in self.adapters})
 
     @property
     def pinned(self) -> bool:
@@ -62,6 +62,14 @@ class Model:
             named = self.composed.named
             return named.model if named else f"{self.base.name}+*"
         return self.adapter.model if self.adapter else self.base.name
+
+    @property
+    def public_id(self) -> str:
+        """The same without any name that is not shared: what metrics call it among tenants."""
+        if not self.base.shared:
+            return "*"
+        private = self.composed or (self.adapter and not self.adapter.shared)
+        return f"{self.base.name}+*" if private else self.id
 
     @property
     def engine_name(self) -> str:

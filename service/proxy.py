@@ -29,6 +29,7 @@ from service.engines import Engine, Engines
 from service.errors import EngineUnavailable, NotFound
 from service.metrics import Metrics
 from service.models import Model, resolve
+from service.tenants import Principal, mark
 
 _RETRY_AFTER = 2  # seconds; what an engine needs at least before anybody can tell more
 _PASSED_ON = ("content-type", "retry-after")
@@ -42,22 +43,23 @@ _log = structlog.get_logger("proxy")
 class Proxy:
     """Forwards the requests of the OpenAI API that generate."""
 
-    def __init__(self, catalog: Catalog, engines: Engines, composer: Composer, metrics: Metrics):
-        self._catalog = catalog
+    def __init__(self, engines: Engines, composer: Composer, metrics: Metrics):
         self._engines = engines
         self._composer = composer
         self._metrics = metrics
 
-    async def forward(self, request: Request) -> Response:
+    async def forward(self, request: Request, catalog: Catalog, asks: Principal) -> Response:
         """Answer `request` with what the engine of its model answers at the same path.
 
         Raises InvalidInput, ModelNotFound, EngineUnavailable or AdapterRejected.
         """
         started = time.perf_counter()
         body = _parse(await request.body())
-        model = await anyio.to_thread.run_sync(resolve, self._catalog, body)
-        request.state.model = model.id
+        model = await anyio.to_thread.run_sync(resolve, catalog, body)
+        request.state.model = label = model.id if asks.key is None else model.public_id
         own = {key: value for key, value in body.items() if key not in FIELDS}
+        if asks.key is not None:
+            own["cache_salt"] = mark(asks.tenant, str(own.get("cache_salt", "")))
         async with AsyncExitStack() as held:
             engine, name = await self._prepare(model, held)
             upstream = await _unless_disconnected(
@@ -68,7 +70,7 @@ class Proxy:
                 return Response(upstream.content, upstream.status_code, headers)
 
             def first_event() -> None:
-                self._metrics.observe_first_token(model.id, time.perf_counter() - started)
+                self._metrics.observe_first_token(label, time.perf_counter() - started)
 
             held.push_async_callback(upstream.aclose)
             return _Stream(upstream, held.pop_all(), first_event, headers)

@@ -4,17 +4,22 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.catalog import Catalog
 from service.engines import Engines
+from service.tenants import mark
 
 
 def waiting(catalog: Catalog, engines: Engines) -> dict[str, str]:
     """What is not ready, and its state; empty when everything is."""
     try:
-        served = catalog.bases(serve=True)
+        served = catalog.every_base(serve=True)
     except SQLAlchemyError:
         return {"database": "unreachable"}
     states = engines.states()
     return {
-        f"engine {base.name}": states[base.name].state if base.name in states else "absent"
+        f"engine {base.name if base.shared else mark(base.tenant, base.name)}": states[
+            base.name
+        ].state
+        if base.name in states
+        else "absent"
         for base in served
         if not is_ready(engines, base.name)
     }

@@ -27,7 +27,7 @@ def resolve(recipe: Recipe, catalog: Catalog, datasets: Datasets) -> PruneSpec:
     """
     base = lookup("base", lambda: catalog.base(recipe.base))
     budget.check(base.geometry, recipe)
-    if any(taken.name == recipe.name for taken in catalog.bases()):
+    if any(taken.name == recipe.name for taken in catalog.every_base()):
         raise Conflict(
             f"base {recipe.name!r} exists already; delete it or choose another name", param="name"
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from pruning.geometry import Geometry
 from service.composition import Composition
+from service.tenants import LOCAL, mark
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Base:
     artifact: str | None
     serve: bool
     created: int
+    tenant: str = LOCAL
+    shared: bool = True
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -38,6 +41,8 @@ class Adapter:
     path: Path
     rank: int
     created: int
+    tenant: str = LOCAL
+    shared: bool = False
 
     @property
     def model(self) -> str:
@@ -46,8 +51,14 @@ class Adapter:
 
     @property
     def engine_name(self) -> str:
-        """The name inside the engine: a new one for each content."""
-        return f"{self.model}@{self.digest[:12]}"
+        """The name inside the engine: a new one for each content and each tenant."""
+        own = "" if self.tenant == LOCAL else f".{mark(self.tenant, self.digest)}"
+        return f"{self.model}@{self.digest[:12]}{own}"
+
+    @property
+    def content(self) -> str:
+        """What compositions know it by: its digest, apart for each tenant."""
+        return self.digest if self.tenant == LOCAL else mark(self.tenant, self.digest)
 
 
 @dataclass(frozen=True)
@@ -87,3 +98,4 @@ class File:
     purpose: str
     bytes: int
     created: int
+    tenant: str = LOCAL

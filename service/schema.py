@@ -24,14 +24,18 @@ bases = Table(
     Column("parent", String(63), nullable=True, index=True),
     Column("artifact", String(64), nullable=True),
     Column("serve", Boolean, nullable=False),
+    Column("tenant", String(63), nullable=False, index=True),
+    Column("shared", Boolean, nullable=False),
     Column("created", BigInteger, nullable=False),
 )
 
 adapters = Table(
     "adapters",
     metadata,
+    Column("tenant", String(63), primary_key=True),
     Column("base", ForeignKey("bases.name"), primary_key=True),
     Column("name", String(63), primary_key=True),
+    Column("shared", Boolean, nullable=False),
     Column("digest", String(64), nullable=False, index=True),
     Column("path", String, nullable=False),
     Column("rank", Integer, nullable=False),
@@ -41,6 +45,7 @@ adapters = Table(
 compositions = Table(
     "compositions",
     metadata,
+    Column("tenant", String(63), primary_key=True),
     Column("base", ForeignKey("bases.name"), primary_key=True),
     Column("name", String(63), primary_key=True),
     Column("parts", JSON, nullable=False),  # by adapter, its weight
@@ -59,9 +64,24 @@ profiles = Table(
     Column("created", BigInteger, nullable=False),
 )
 
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String(12), primary_key=True),
+    Column("tenant", String(63), nullable=False, index=True),
+    Column("name", String(255), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("expires", BigInteger, nullable=True),
+    Column("revoked", BigInteger, nullable=True),
+    Column("used", BigInteger, nullable=True),
+)
+
 files = Table(
     "files",
     metadata,
+    Column("tenant", String(63), primary_key=True),
     Column("id", String(29), primary_key=True),
     Column("digest", String(64), nullable=False),
     Column("path", String, nullable=False),

@@ -14,6 +14,7 @@ class Settings(BaseSettings):
     home: Path = Field(Path(".graftwork"), description="artifacts, adapters, files, sockets, logs")
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
+    metrics_open: bool = Field(False, description="let /metrics be read without an API key")
     database_url: str | None = Field(
         None, description="catalog and jobs; SQLite below `home` when absent, or postgresql://…"
     )

@@ -12,6 +12,8 @@ from starlette.datastructures import FormData, UploadFile
 from pruning.errors import InvalidInput
 from pruning.recipe import Name
 from service.adapters import Submission
+from service.dependencies import principal_of
+from service.errors import Forbidden
 
 
 class _Target(BaseModel):
@@ -29,8 +31,10 @@ async def _submission(request: Request) -> AsyncIterator[Submission]:
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
         async with request.form(max_files=8, max_fields=8) as form:
             yield _from_form(form)
-    else:
+    elif principal_of(request).may("admin"):
         yield _from_json(await request.body())
+    else:
+        raise Forbidden("a path on the server takes the scope admin; upload the files instead")
 
 
 SubmissionDep = Annotated[Submission, Depends(_submission)]

@@ -141,6 +141,7 @@ class AdapterSpec(_Frozen):
     parent: Path | None = None
     plan: Path | None = None
     calibration: tuple[Path, ...] = ()
+    tenant: str = "local"  # whose job it is, and whose what it makes will be
 
 
 class TaskReport(_Frozen):

@@ -6,7 +6,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from service import schema
-from service.catalog.tables import Tables, fetch, find, insert, now, row_of
+from service.catalog.tables import Tables, equal, fetch, find, insert, now, row_of
 from service.records import File
 
 
@@ -15,13 +15,15 @@ class Files(Tables):
 
     def files(self, purpose: str | None = None) -> tuple[File, ...]:
         """All uploaded files, newest first."""
-        query = sa.select(schema.files).order_by(schema.files.c.created.desc(), schema.files.c.id)
+        table = schema.files
+        query = sa.select(table).where(table.c.tenant == self._tenant)
+        query = query.order_by(table.c.created.desc(), table.c.id)
         if purpose is not None:
             query = query.where(schema.files.c.purpose == purpose)
         return tuple(_file(row) for row in self._all(query))
 
     def file(self, id: str) -> File:
-        return _file(self._one(schema.files, f"file {id!r}", id=id))
+        return _file(self._one(schema.files, f"file {id!r}", tenant=self._tenant, id=id))
 
     def add_file(
         self,
@@ -36,9 +38,11 @@ class Files(Tables):
 
         `place` runs inside the transaction, as for adapters.
         """
-        file = File(f"file-{digest[:24]}", digest, path, filename, purpose, size, now())
+        file = File(
+            f"file-{digest[:24]}", digest, path, filename, purpose, size, now(), self._tenant
+        )
         with self._write() as connection:
-            if row := find(connection, schema.files, id=file.id):
+            if row := find(connection, schema.files, tenant=self._tenant, id=file.id):
                 return _file(row)
             insert(connection, schema.files, row_of(file, schema.files), f"file {file.id}")
             place()
@@ -46,8 +50,14 @@ class Files(Tables):
 
     def delete_file(self, id: str) -> File:
         with self._write() as connection:
-            file = _file(fetch(connection, schema.files, f"file {id!r}", id=id))
-            connection.execute(sa.delete(schema.files).where(schema.files.c.id == id))
+            file = _file(
+                fetch(connection, schema.files, f"file {id!r}", tenant=self._tenant, id=id)
+            )
+            connection.execute(
+                sa.delete(schema.files).where(
+                    equal(schema.files, {"tenant": self._tenant, "id": id})
+                )
+            )
         return file
 
     def release(self, path: Path, remove: Callable[[Path], None]) -> None:

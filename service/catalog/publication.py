@@ -1,6 +1,7 @@
 """What jobs made, entered under the names that their recipes give."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -24,35 +25,40 @@ class Publication(Bases):
 
         InvalidInput, which the job reports, when a name belongs to something else.
         """
+        own = self.of(spec.tenant)
         if isinstance(spec, PruneSpec):
-            self.publish_artifact(spec, artifact_dir, digest)
+            own.publish_artifact(spec, artifact_dir, digest)
         elif isinstance(spec.recipe, ProfileRecipe):
-            self._publish_profile(spec, artifact_dir)
+            own._publish_profile(spec, artifact_dir)
         else:
-            self._publish_adapters(spec, artifact_dir)
+            own._publish_adapters(spec, artifact_dir)
 
     def publish_artifact(self, spec: PruneSpec, artifact_dir: Path, digest: str) -> None:
         """Register a slim base and the adapters that were carried; InvalidInput as above."""
         name, model = spec.recipe.name, artifact_dir / "model"
-        base = new_base(name, model, tree_digest(model), spec.recipe.base, digest, serve=True)
+        made = new_base(name, model, tree_digest(model), spec.recipe.base, digest, serve=True)
+        base = replace(made, tenant=self._tenant, shared=False)
         adapters = [
             _carried(base, directory) for directory in sorted((artifact_dir / "adapters").glob("*"))
         ]
         with self._write() as connection:
             if (row := find(connection, schema.bases, name=name)) is None:
                 insert(connection, schema.bases, row_of(base, schema.bases), f"base {name!r}")
-            elif row["artifact"] != digest:
+            elif (row["artifact"], row["tenant"]) != (digest, self._tenant):
                 raise _taken(f"base {name!r}")
             for adapter in adapters:
-                if find(connection, schema.adapters, base=name, name=adapter.name) is None:
+                if find(connection, schema.adapters, **self._key(name, adapter.name)) is None:
                     _enter(connection, adapter)
 
     def _publish_adapters(self, spec: AdapterSpec, artifact_dir: Path) -> None:
         base = self.base(spec.recipe.base)
-        made = [_carried(base, path) for path in sorted((artifact_dir / "adapters").iterdir())]
+        made = [
+            replace(_carried(base, path), tenant=self._tenant)
+            for path in sorted((artifact_dir / "adapters").iterdir())
+        ]
         with self._write() as connection:
             for adapter in made:
-                key = {"base": base.name, "name": adapter.name}
+                key = self._key(base.name, adapter.name)
                 row = find(connection, schema.adapters, **key)
                 other = row is not None and row["digest"] != adapter.digest
                 if other or find(connection, schema.compositions, **key):
@@ -86,4 +92,5 @@ def _taken(what: str) -> InvalidInput:
 
 def _carried(base: Base, directory: Path) -> Adapter:
     info = read_adapter(directory, base.geometry, field=f"adapters.{directory.name}")
-    return Adapter(base.name, directory.name, info.digest, directory.absolute(), info.rank, now())
+    name, path = directory.name, directory.absolute()
+    return Adapter(base.name, name, info.digest, path, info.rank, now(), base.tenant)

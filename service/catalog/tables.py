@@ -1,23 +1,49 @@
 """What all parts of the catalog share: reads, writers that take turns, and single rows."""
 
+import copy
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
+from service import schema
 from service.errors import Conflict, NotFound
+from service.tenants import LOCAL
 
 _WRITER_LOCK = 0x67726166  # key of the PostgreSQL advisory lock that writers hold
 
 
 class Tables:
-    """The tables of one database."""
+    """The tables of one database, as a tenant sees them: its own rows, and what is shared."""
 
-    def __init__(self, engine: sa.Engine):
+    def __init__(self, engine: sa.Engine, tenant: str = LOCAL):
         self._engine = engine
+        self._tenant = tenant
+
+    def of(self, tenant: str) -> Self:
+        """The same tables, as another tenant sees them."""
+        view = copy.copy(self)
+        view._tenant = tenant
+        return view
+
+    def _seen(self, table: sa.Table) -> sa.ColumnElement[bool]:
+        """The condition that a row is the tenant's own, or shared."""
+        return sa.or_(table.c.tenant == self._tenant, table.c.shared)
+
+    def _key(self, base: str, name: str) -> dict[str, str]:
+        """The key of an own adapter or composition."""
+        return {"tenant": self._tenant, "base": base, "name": name}
+
+    def _check_base(self, connection: sa.Connection, name: str) -> None:
+        """NotFound unless the tenant sees a base of this name."""
+        query = sa.select(schema.bases.c.name).where(
+            schema.bases.c.name == name, self._seen(schema.bases)
+        )
+        if connection.execute(query).first() is None:
+            raise NotFound(f"base {name!r} does not exist")
 
     def _all(self, query: sa.Select[Any]) -> list[sa.RowMapping]:
         with self._engine.connect() as connection:
@@ -69,7 +95,8 @@ def row_of(item: object, table: sa.Table) -> dict[str, Any]:
     return {**values, "path": str(values["path"])}
 
 
-def check_free(connection: sa.Connection, table: sa.Table, base: str, name: str) -> None:
+def check_free(connection: sa.Connection, table: sa.Table, **key: str) -> None:
     """Conflict when a model of the other kind has the name already."""
-    if find(connection, table, base=base, name=name):
+    if find(connection, table, **key):
+        base, name = key["base"], key["name"]
         raise Conflict(f"{base}+{name} exists already; delete it or choose another name")

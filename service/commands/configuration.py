@@ -9,7 +9,7 @@ from service.commands.failure import CommandFailed
 from service.settings import Settings
 
 _PREFIX = "GRAFTWORK_"
-_OURS_TOO = ("URL", "DEMO")  # of the command line, not of the server
+_OURS_TOO = ("URL", "API_KEY", "DEMO")  # of the command line, not of the server
 
 
 def load() -> Settings:

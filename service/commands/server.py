@@ -19,6 +19,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service import logs
 from service.app import create_app
+from service.authentication import is_loopback
+from service.catalog import Catalog
 from service.commands import configuration, lifeline
 from service.commands.failure import CommandFailed
 from service.settings import Settings
@@ -38,6 +40,7 @@ def serve(on_lifeline: bool) -> None:
     listener = _listen(settings)
     with _database_errors(settings):
         app = create_app(settings)
+        _require_key(settings, app.state.catalog)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=_LAST_ANSWERS
     )
@@ -57,7 +60,6 @@ def worker(on_lifeline: bool) -> None:
     """Run pruning jobs until SIGTERM or Ctrl-C."""
     from pruning.jobs.runner import Runner
     from pruning.worker import Workplace, run
-    from service.catalog import Catalog
 
     settings = _prepare()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
@@ -92,6 +94,14 @@ def _require_engine() -> None:
             raise CommandFailed(
                 f"the installation does not register our {group}; repair it with: pip install -e ."
             )
+
+
+def _require_key(settings: Settings, catalog: Catalog) -> None:
+    if not (is_loopback(settings.host) or any(key.valid for key in catalog.keys())):
+        raise CommandFailed(
+            f"GRAFTWORK_HOST={settings.host} is open to others, and there is no API key; "
+            "create one with: graftwork keys create TENANT --scope admin"
+        )
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -4,15 +4,24 @@ from typing import Literal
 
 from fastapi import APIRouter
 from fastapi.responses import FileResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
-from service.dependencies import AdaptersDep, CatalogDep
+from service.dependencies import AdaptersDep, CatalogDep, require
 from service.errors import NotFound
 from service.models import split
 from service.records import Adapter, Profile
 from service.submissions import SubmissionDep, openapi_body
 
-router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+router = APIRouter(prefix="/v1/adapters", tags=["adapters"], dependencies=[require("adapters")])
+
+
+Visibility = Literal["private", "shared"]
+
+
+class AdapterChange(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    visibility: Visibility
 
 
 class ProfileObject(BaseModel):
@@ -38,6 +47,7 @@ class AdapterObject(BaseModel):
     base: str
     rank: int
     digest: str
+    visibility: Visibility
     profile: ProfileObject | None = None
 
     @classmethod
@@ -50,6 +60,7 @@ class AdapterObject(BaseModel):
             rank=adapter.rank,
             digest=adapter.digest,
             profile=ProfileObject.model_validate(profile.summary) if profile else None,
+            visibility="shared" if adapter.shared else "private",
         )
 
 
@@ -97,6 +108,13 @@ async def replace_adapter(
 ) -> AdapterObject:
     """Give an adapter other content: what is asked from now on is answered by it."""
     return AdapterObject.of(await adapters.replace(*split(id), submission))
+
+
+@router.patch("/{id}", dependencies=[require("admin")])
+def change_adapter(id: str, change: AdapterChange, catalog: CatalogDep) -> AdapterObject:
+    """Share an adapter of one's own with all tenants, or with none."""
+    shared = change.visibility == "shared"
+    return AdapterObject.of(catalog.share_adapter(*split(id), shared))
 
 
 @router.delete("/{id}")

@@ -8,12 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pruning.recipe import Name
 from service import bases
-from service.dependencies import CatalogDep, EnginesDep
+from service.dependencies import CatalogDep, EnginesDep, require
 from service.engines import Engines
 from service.readiness import is_ready
 from service.records import Base
 
 router = APIRouter(prefix="/v1/bases", tags=["bases"])
+
+_READ = require("infer", "adapters", "jobs")
 
 
 class NewBase(BaseModel):
@@ -74,25 +76,25 @@ class Deleted(BaseModel):
     deleted: Literal[True] = True
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, dependencies=[require("admin")])
 def register_base(new: NewBase, catalog: CatalogDep, engines: EnginesDep) -> BaseObject:
     """Register a checkpoint: config.json, safetensors weights and a tokenizer in one directory."""
     return BaseObject.of(bases.register(catalog, new.name, new.path, new.serve), engines)
 
 
-@router.get("")
+@router.get("", dependencies=[_READ])
 def list_bases(catalog: CatalogDep, engines: EnginesDep) -> BaseList:
     """List all bases, served or not."""
     return BaseList(data=[BaseObject.of(base, engines) for base in catalog.bases()])
 
 
-@router.get("/{id}")
+@router.get("/{id}", dependencies=[_READ])
 def get_base(id: str, catalog: CatalogDep, engines: EnginesDep) -> BaseObject:
     """Look one base up."""
     return BaseObject.of(catalog.base(id), engines)
 
 
-@router.patch("/{id}")
+@router.patch("/{id}", dependencies=[require("admin")])
 def change_base(
     id: str, change: BaseChange, catalog: CatalogDep, engines: EnginesDep
 ) -> BaseObject:
@@ -100,7 +102,7 @@ def change_base(
     return BaseObject.of(catalog.set_serve(id, change.serve), engines)
 
 
-@router.delete("/{id}")
+@router.delete("/{id}", dependencies=[require("admin")])
 def delete_base(id: str, catalog: CatalogDep) -> Deleted:
     """Forget a base that nothing depends on; its directory stays on disk."""
     return Deleted(id=catalog.delete_base(id).name)

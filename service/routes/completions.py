@@ -2,18 +2,22 @@
 
 from fastapi import APIRouter, Request, Response
 
-from service.dependencies import ProxyDep
+from service.dependencies import CatalogDep, PrincipalDep, ProxyDep, require
 
-router = APIRouter(prefix="/v1", tags=["completions"])
+router = APIRouter(prefix="/v1", tags=["completions"], dependencies=[require("infer")])
 
 
 @router.post("/completions")
-async def completions(request: Request, proxy: ProxyDep) -> Response:
+async def completions(
+    request: Request, proxy: ProxyDep, catalog: CatalogDep, asks: PrincipalDep
+) -> Response:
     """Complete a prompt; takes everything that vLLM's endpoint takes, streaming included."""
-    return await proxy.forward(request)
+    return await proxy.forward(request, catalog, asks)
 
 
 @router.post("/chat/completions")
-async def chat_completions(request: Request, proxy: ProxyDep) -> Response:
+async def chat_completions(
+    request: Request, proxy: ProxyDep, catalog: CatalogDep, asks: PrincipalDep
+) -> Response:
     """Answer a conversation; takes everything that vLLM's endpoint takes, streaming included."""
-    return await proxy.forward(request)
+    return await proxy.forward(request, catalog, asks)

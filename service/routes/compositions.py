@@ -7,11 +7,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pruning.recipe import Method, Name
 from service.composition import EXACT, MOST_PARTS, MOST_WEIGHT, Composition, Part
-from service.dependencies import CatalogDep
+from service.dependencies import CatalogDep, require
 from service.models import split
 from service.records import NamedComposition
 
-router = APIRouter(prefix="/v1/compositions", tags=["compositions"])
+router = APIRouter(
+    prefix="/v1/compositions", tags=["compositions"], dependencies=[require("adapters")]
+)
 
 Weight = Annotated[float, Field(ge=-MOST_WEIGHT, le=MOST_WEIGHT)]
 

@@ -7,10 +7,10 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
 from pruning.recipe import Name
-from service.dependencies import CatalogDep, FilesDep
+from service.dependencies import CatalogDep, FilesDep, require
 from service.records import File
 
-router = APIRouter(prefix="/v1/files", tags=["files"])
+router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[require("jobs")])
 
 
 class FileObject(BaseModel):

@@ -12,7 +12,7 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 from pruning.adapters.jobs import AdapterRecipe
 from pruning.jobs.kinds import ADAPTERS, PRUNING, Kind
 from pruning.recipe import Recipe
-from service.dependencies import JobsDep
+from service.dependencies import JobsDep, require
 from service.errors import NotFound
 from service.job_objects import PATHS, Job, JobEvent, Page
 from service.jobs import Jobs
@@ -90,7 +90,7 @@ def _follow(router: APIRouter, kind: Kind) -> None:
 
 _follow(pruning, PRUNING)
 _follow(adapters, ADAPTERS)
-router = APIRouter()
+router = APIRouter(dependencies=[require("jobs")])
 router.include_router(pruning)
 router.include_router(adapters)
 

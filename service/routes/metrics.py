@@ -3,9 +3,9 @@
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from service.dependencies import EnginesDep, JobsDep, MetricsDep
+from service.dependencies import EnginesDep, JobsDep, MetricsDep, require
 
-router = APIRouter(tags=["metrics"])
+router = APIRouter(tags=["metrics"], dependencies=[require("admin")])
 
 
 @router.get("/metrics")

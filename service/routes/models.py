@@ -5,12 +5,14 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from service.dependencies import CatalogDep, EnginesDep
+from service.dependencies import CatalogDep, EnginesDep, require
 from service.engines import Engines
 from service.models import Model, lookup, served
 from service.readiness import is_ready
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(
+    prefix="/v1/models", tags=["models"], dependencies=[require("infer", "adapters", "jobs")]
+)
 
 
 class ModelObject(BaseModel):

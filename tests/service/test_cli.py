@@ -287,6 +287,13 @@ def test_serve_refuses_nonsense_settings_by_name(tmp_path: Path, name: str, valu
     assert_one_clear_line(refused.stderr, f"{name}={value}")
 
 
+def test_serve_refuses_to_listen_to_others_without_a_key(tmp_path: Path):
+    environment = {"GRAFTWORK_HOST": "0.0.0.0", "GRAFTWORK_PORT": str(free_port())}
+    refused = graftwork("serve", GRAFTWORK_HOME=str(tmp_path), **environment)
+    assert refused.returncode == 1
+    assert_one_clear_line(refused.stderr, "0.0.0.0", "graftwork keys create TENANT --scope admin")
+
+
 def test_serve_warns_of_a_variable_that_is_no_setting(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
