@@ -20,6 +20,7 @@ from service.composer import Composer
 from service.engines import Engines
 from service.files import Files
 from service.jobs import Jobs
+from service.limits import Limits
 from service.metrics import Metrics
 from service.middleware import BodyLimit, Observation
 from service.proxy import Proxy
@@ -72,6 +73,11 @@ def create_app(settings: Settings | None = None, engines: Engines | None = None)
     handlers.install(app)
     app.add_middleware(
         BodyLimit, upload_limit=settings.upload_limit_bytes, limit=settings.body_limit_bytes
+    )
+    app.add_middleware(
+        Limits,
+        per_minute=settings.tenant_requests_per_minute,
+        concurrent=settings.tenant_concurrent_requests,
     )
     app.add_middleware(
         Authentication,

@@ -46,6 +46,12 @@ class Forbidden(GraftworkError):
     status, code, type = 403, "insufficient_permissions", "permission_error"
 
 
+class TooManyRequests(GraftworkError):
+    """The tenant asks more than it may; try again later."""
+
+    status, code, type = 429, "rate_limit_exceeded", "rate_limit_error"
+
+
 class Conflict(GraftworkError):
     """The object exists already, or is in use."""
 

@@ -49,6 +49,12 @@ class Settings(BaseSettings):
     engine_threads: int = Field(1, ge=1, description="OpenMP threads of a CPU engine")
     engine_start_timeout: float = Field(300.0, gt=0, description="seconds until ready")
     engine_args: str = Field("", description="further arguments for vLLM, as on its command line")
+    tenant_requests_per_minute: int | None = Field(
+        None, ge=1, description="of each tenant; no limit when absent"
+    )
+    tenant_concurrent_requests: int | None = Field(
+        None, ge=1, description="of each tenant, open at a time; no limit when absent"
+    )
     upload_limit_bytes: int = Field(2 << 30, ge=1 << 10, description="multipart bodies")
     body_limit_bytes: int = Field(32 << 20, ge=1 << 10, description="all other bodies")
 
