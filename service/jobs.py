@@ -74,17 +74,19 @@ class Jobs:
         if isinstance(recipe, Recipe):
             whole = resolve(recipe, self._catalog, self._datasets)
             spec, makes = whole.model_dump(mode="json"), recipe.name
+            unique = makes
         else:
             resolved = resolve_adapters(recipe, self._catalog, self._datasets)
             spec = resolved.model_dump(mode="json")
-            makes = f"{self._tenant}/{adapters.makes(recipe)}"
+            makes = adapters.makes(recipe)
+            unique = f"{self._tenant}/{makes}"
         try:
             self._client.enqueue(
                 {
                     "workflow_name": kind.workflow,
                     "queue_name": contract.QUEUE,
                     "workflow_id": id,
-                    "deduplication_id": makes,
+                    "deduplication_id": unique,
                     "attributes": {"created_ns": time.time_ns(), "tenant": self._tenant},
                 },
                 spec | {"tenant": self._tenant},
@@ -92,7 +94,7 @@ class Jobs:
         except error.DBOSQueueDeduplicatedError:
             if self._find(id) is None:
                 raise Conflict(
-                    f"another job is making {recipe.name!r}; cancel it or choose another name",
+                    f"another job is making {makes!r}; cancel it or choose another name",
                     param="name",
                 ) from None
         return self._same(self._one(id), recipe)
