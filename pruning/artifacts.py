@@ -14,10 +14,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from pruning.adapters.generate.recipes import Generated, TrainGeneratorRecipe
 from pruning.adapters.jobs import AnyAdapterRecipe, ProfileRecipe
 from pruning.digest import file_digest, listing_digest
 from pruning.recipe import Recipe
 
+ArtifactKind = Literal["pruned_base", "adapter", "profile", "generator"]
 MANIFEST = "manifest.json"
 MEASUREMENTS = "report.*"  # timings differ between two runs of one recipe: not in the digest
 
@@ -56,17 +58,23 @@ class Parents(_Frozen):
 class Manifest(_Frozen):
     """What an artifact holds and where it comes from; `created_at` is in Unix seconds."""
 
-    kind: Literal["pruned_base", "adapter", "profile"] = "pruned_base"
+    kind: ArtifactKind = "pruned_base"
     digest: str
     files: dict[Annotated[str, AfterValidator(_inside)], Entry]
     recipe: Recipe | AnyAdapterRecipe
     seed: int
     parents: Parents
+    generated: Generated | None = None  # of an adapter that a generator made
     versions: dict[str, str]
     created_at: int
 
 
-def seal(draft: Path, recipe: Recipe | AnyAdapterRecipe, parents: Parents) -> Manifest:
+def seal(
+    draft: Path,
+    recipe: Recipe | AnyAdapterRecipe,
+    parents: Parents,
+    generated: Generated | None = None,
+) -> Manifest:
     """Hash every file below `draft`, write its manifest and flush all of it to disk.
 
     Raises DamagedArtifact when there is anything but regular files and directories.
@@ -80,6 +88,7 @@ def seal(draft: Path, recipe: Recipe | AnyAdapterRecipe, parents: Parents) -> Ma
         recipe=recipe,
         seed=recipe.seed,
         parents=parents,
+        generated=generated,
         versions={name: version(name) for name in ("graftwork", "torch", "transformers", "peft")},
         created_at=int(time.time()),
     )
@@ -91,9 +100,11 @@ def seal(draft: Path, recipe: Recipe | AnyAdapterRecipe, parents: Parents) -> Ma
     return manifest
 
 
-def _kind(recipe: Recipe | AnyAdapterRecipe) -> Literal["pruned_base", "adapter", "profile"]:
+def _kind(recipe: Recipe | AnyAdapterRecipe) -> ArtifactKind:
     if isinstance(recipe, Recipe):
         return "pruned_base"
+    if isinstance(recipe, TrainGeneratorRecipe):
+        return "generator"
     return "profile" if isinstance(recipe, ProfileRecipe) else "adapter"
 
 

@@ -132,7 +132,7 @@ def completion_loss(model: Any, data: Sequence[Example], progress: Progress) -> 
     nll, count, done = 0.0, 0, 0
     for batch in _batches(examples):
         progress(done / len(examples), "adapter loss")
-        ids_WT, labels_WT = _padded(batch)
+        ids_WT, labels_WT = padded(batch)
         nll += _nll(model, ids_WT, labels_WT)
         count += int((labels_WT[:, 1:] != IGNORED).sum())
         done += len(batch)
@@ -173,7 +173,8 @@ def _batches(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
         start = end
 
 
-def _padded(batch: Sequence[Example]) -> tuple[Tensor, Tensor]:
+def padded(batch: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    """Token ids and labels, padded on the right; prompt and padding are IGNORED.  (W, T) each."""
     longest = max(len(ids) for ids, _ in batch)
     ids_WT = torch.zeros(len(batch), longest, dtype=torch.long)
     labels_WT = torch.full_like(ids_WT, IGNORED)

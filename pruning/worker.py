@@ -22,7 +22,7 @@ from typing import Any, Literal
 from dbos import DBOS, SetWorkflowID, WorkflowHandle, error
 
 from pruning import artifacts
-from pruning.adapters.jobs import AdapterSpec
+from pruning.adapters.jobs import AnyAdapterSpec
 from pruning.errors import InvalidInput
 from pruning.jobs import job
 from pruning.jobs.job import JobFailed
@@ -33,7 +33,7 @@ from pruning.recipe import PruneSpec
 
 log = logging.getLogger(__name__)
 
-Publish = Callable[[PruneSpec | AdapterSpec, Path, str], None]
+Publish = Callable[[PruneSpec | AnyAdapterSpec, Path, str], None]
 
 _ACTIVE = ("ENQUEUED", "DELAYED", "PENDING")
 _PROGRESS_SECONDS = 0.5
@@ -91,7 +91,7 @@ def _register(place: Workplace, publish: Publish, runner: Runner) -> None:
         work = place.jobs / name
         try:
             own = runner.of(kind)
-            stages = kind.stages(kind.spec.model_validate(spec).recipe)
+            stages = kind.stages(kind.spec.validate_python(spec).recipe)
             for stage in stages:
                 DBOS.run_step({"name": stage}, _run_stage, own, stages, stage, work, spec)
             digest = DBOS.run_step({"name": "digest"}, _digest, work)
@@ -148,7 +148,7 @@ def _publish(
     artifact = place.artifacts / digest
     is_new = artifacts.publish(place.jobs / name / "publish", place.artifacts, digest)
     try:
-        publish(kind_of(name).spec.model_validate(spec), artifact, digest)
+        publish(kind_of(name).spec.validate_python(spec), artifact, digest)
     except Exception as reason:
         if is_new:
             shutil.rmtree(artifact, ignore_errors=True)

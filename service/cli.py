@@ -234,6 +234,34 @@ def lift_adapter(
     combine.lift(url, model, name, wait)
 
 
+@adapters.command("train-generator")
+def train_generator(recipe: AdapterRecipe, url: Url, wait: Wait = False) -> None:
+    """Start the job that trains a generator on the tasks of a recipe."""
+    from service.commands import combine
+
+    combine.combine(url, recipe, "train_generator", wait)
+
+
+@adapters.command("generate")
+def generate_adapter(recipe: AdapterRecipe, url: Url, wait: Wait = False) -> None:
+    """Start the job that makes an adapter from examples or a description, without training."""
+    from service.commands import combine
+
+    combine.combine(url, recipe, "generate", wait)
+
+
+@adapters.command("generators")
+def list_generators(
+    url: Url,
+    base: Annotated[str | None, typer.Option(help="only of this base")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the generators, of one base or of all."""
+    from service.commands import resources
+
+    resources.list_generators(url, base, as_json)
+
+
 @adapters.command("remove")
 def remove_adapter(
     model: Annotated[str, typer.Argument(help="BASE+NAME")],

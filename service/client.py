@@ -85,6 +85,11 @@ class Client:
     def delete_adapter(self, id: str) -> Json:
         return self._ask("DELETE", f"/v1/adapters/{id}")
 
+    # generators
+
+    def generators(self, base: str | None = None) -> list[Json]:
+        return self._list("/v1/generators", {} if base is None else {"base": base})
+
     # texts and models
 
     def upload_text(self, path: Path, purpose: str) -> Json:
@@ -108,7 +113,7 @@ class Client:
         return self._ask("POST", _JOBS, json=dict(recipe), headers=headers)
 
     def submit_adapters(self, recipe: Mapping[str, Any]) -> Json:
-        """Start a job that merges or compresses adapters."""
+        """Start a job that merges, compresses or generates adapters, or trains a generator."""
         return self._ask("POST", _ADAPTER_JOBS, json=dict(recipe))
 
     def job(self, id: str) -> Json:

@@ -6,7 +6,7 @@ from typing import Any, Generic, Literal, TypeVar
 from dbos import WorkflowStatus
 from pydantic import BaseModel, ConfigDict
 
-from pruning.adapters.jobs import AdapterSpec, AnyAdapterRecipe, results
+from pruning.adapters.jobs import AnyAdapterRecipe, AnyAdapterSpec, results
 from pruning.errors import InvalidInput
 from pruning.jobs.job import Event, Progress
 from pruning.jobs.kinds import ADAPTERS, PRUNING, kind_of
@@ -166,21 +166,23 @@ def last_event(job: Job) -> JobEvent:
     return event_object(job.id, "end", end)
 
 
-def spec_of(work: WorkflowStatus) -> PruneSpec | AdapterSpec:
+def spec_of(work: WorkflowStatus) -> PruneSpec | AnyAdapterSpec:
     """The spec that a job was created with."""
     assert work.input is not None
-    return kind_of(work.workflow_id).spec.model_validate(work.input["args"][0])
+    known = kind_of(work.workflow_id).spec
+    spec: PruneSpec | AnyAdapterSpec = known.validate_python(work.input["args"][0])
+    return spec
 
 
-def _models(spec: PruneSpec | AdapterSpec) -> tuple[str, ...]:
+def _models(spec: PruneSpec | AnyAdapterSpec) -> tuple[str, ...]:
     """What a job makes, as requests name it."""
-    if isinstance(spec, AdapterSpec):
+    if not isinstance(spec, PruneSpec):
         return tuple(f"{spec.recipe.base}+{name}" for name in results(spec.recipe))
     name = spec.recipe.name
     return (name, *(f"{name}+{adapter}" for adapter in sorted(spec.adapters)))
 
 
-def _result(work: WorkflowStatus, spec: PruneSpec | AdapterSpec) -> JobResult:
+def _result(work: WorkflowStatus, spec: PruneSpec | AnyAdapterSpec) -> JobResult:
     assert work.output is not None
     path = PATHS[kind_of(work.workflow_id)]
     return JobResult(

@@ -12,6 +12,8 @@ from typing import Self, get_args
 from dbos import DBOS, DBOSClient, WorkflowStatus, error
 
 from pruning.adapters import jobs as adapters
+from pruning.adapters.generate.recipes import GenerateRecipe, TrainGeneratorRecipe
+from pruning.adapters.jobs import AnyAdapterRecipe, AnyAdapterSpec
 from pruning.errors import InvalidInput
 from pruning.jobs import job as contract
 from pruning.jobs.kinds import ADAPTERS, KINDS, PRUNING, Kind
@@ -19,6 +21,7 @@ from pruning.recipe import Recipe
 from service.catalog import Catalog
 from service.datasets import Datasets
 from service.errors import Conflict, NotFound
+from service.generation import resolve_generation, resolve_training
 from service.job_objects import (
     AnyRecipe,
     Job,
@@ -76,7 +79,7 @@ class Jobs:
             spec, makes = whole.model_dump(mode="json"), recipe.name
             unique = makes
         else:
-            resolved = resolve_adapters(recipe, self._catalog, self._datasets)
+            resolved = self._resolved(recipe)
             spec = resolved.model_dump(mode="json")
             makes = adapters.makes(recipe)
             unique = f"{self._tenant}/{makes}"
@@ -98,6 +101,13 @@ class Jobs:
                     param="name",
                 ) from None
         return self._same(self._one(id), recipe)
+
+    def _resolved(self, recipe: AnyAdapterRecipe) -> AnyAdapterSpec:
+        if isinstance(recipe, TrainGeneratorRecipe):
+            return resolve_training(recipe, self._catalog, self._datasets)
+        if isinstance(recipe, GenerateRecipe):
+            return resolve_generation(recipe, self._catalog, self._datasets)
+        return resolve_adapters(recipe, self._catalog, self._datasets)
 
     def get(self, id: str) -> Job:
         """A job as it stands; NotFound for an unknown id."""

@@ -1,12 +1,14 @@
 """From a recipe, which speaks in names, to a spec, which a worker can run: resolved and checked."""
 
+from collections.abc import Iterable
+
 from pruning.adapters.jobs import (
     AdapterSpec,
-    AnyAdapterRecipe,
     Cut,
     Input,
     MergeRecipe,
     ProfileRecipe,
+    SourcedRecipe,
     SourceSpec,
     results,
 )
@@ -57,7 +59,7 @@ def resolve(recipe: Recipe, catalog: Catalog, datasets: Datasets) -> PruneSpec:
     )
 
 
-def resolve_adapters(recipe: AnyAdapterRecipe, catalog: Catalog, datasets: Datasets) -> AdapterSpec:
+def resolve_adapters(recipe: SourcedRecipe, catalog: Catalog, datasets: Datasets) -> AdapterSpec:
     """Look up every name of a recipe about adapters; InvalidInput names what is unknown or unfit.
 
     Sources may be of the recipe's base, of its dense parent, or of other slim bases of it.
@@ -66,13 +68,7 @@ def resolve_adapters(recipe: AnyAdapterRecipe, catalog: Catalog, datasets: Datas
     if isinstance(recipe, ProfileRecipe):
         return _resolve_profile(recipe, catalog, datasets)
     base = lookup("base", lambda: catalog.base(recipe.base))
-    taken = {adapter.name for adapter in catalog.adapters(base.name)}
-    taken |= {named.name for named in catalog.compositions(base.name)}
-    for name in results(recipe):
-        if name in taken:
-            raise Conflict(
-                f"adapter {base.name}+{name} exists already; choose another name", param="name"
-            )
+    check_free(catalog, base.name, results(recipe))
     inputs = recipe.sources if isinstance(recipe, MergeRecipe) else (Input(adapter=recipe.source),)
     homes = {one.label: _home(one, base, catalog) for one in inputs}
     meets = any(home.name != base.name for home in homes.values())
@@ -106,6 +102,17 @@ def _resolve_profile(recipe: ProfileRecipe, catalog: Catalog, datasets: Datasets
         sources={adapter.name: SourceSpec(path=path)},
         calibration=texts.paths(recipe.text, "calibration"),
     )
+
+
+def check_free(catalog: Catalog, base: str, names: Iterable[str]) -> None:
+    """Raise Conflict where the base has an adapter or a composition of one of these names."""
+    taken = {adapter.name for adapter in catalog.adapters(base)}
+    taken |= {named.name for named in catalog.compositions(base)}
+    for name in names:
+        if name in taken:
+            raise Conflict(
+                f"adapter {base}+{name} exists already; choose another name", param="name"
+            )
 
 
 def _home(one: Input, base: Base, catalog: Catalog) -> Base:

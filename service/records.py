@@ -1,4 +1,4 @@
-"""What the catalog knows, as frozen data: bases, adapters, named compositions and files."""
+"""What the catalog knows, as frozen data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,6 +70,22 @@ class Profile:
     path: Path
     summary: Mapping[str, Any]
     created: int
+
+
+@dataclass(frozen=True)
+class Generator:
+    """What makes adapters of one base; `digest` is that of its artifact, whose path it has."""
+
+    base: str
+    name: str
+    digest: str
+    path: Path
+    created: int
+    tenant: str = LOCAL
+
+    @property
+    def id(self) -> str:
+        return f"{self.base}+{self.name}"
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,17 @@ adapters = Table(
     Column("created", BigInteger, nullable=False),
 )
 
+generators = Table(
+    "generators",
+    metadata,
+    Column("tenant", String(63), primary_key=True),
+    Column("base", ForeignKey("bases.name"), primary_key=True),
+    Column("name", String(63), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("path", String, nullable=False),
+    Column("created", BigInteger, nullable=False),
+)
+
 compositions = Table(
     "compositions",
     metadata,

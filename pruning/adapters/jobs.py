@@ -1,10 +1,16 @@
-"""Jobs on adapters alone: what to merge, compress or profile, checked first (torch-free)."""
+"""Jobs on adapters alone: what to merge, compress, profile or make (torch-free)."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pruning.adapters.generate.recipes import (
+    GenerateRecipe,
+    GenerateSpec,
+    TrainGeneratorRecipe,
+    TrainGeneratorSpec,
+)
 from pruning.methods import resolve
 from pruning.methods.adapters import LadderParams
 from pruning.recipe import Method, Name, Text
@@ -85,15 +91,22 @@ class ProfileRecipe(_Frozen):
         return self.calibration or Text(adapter=self.source, sequences=16, length=128)
 
 
-AnyAdapterRecipe = MergeRecipe | CompressRecipe | ProfileRecipe
+SourcedRecipe = MergeRecipe | CompressRecipe | ProfileRecipe
+AnyAdapterRecipe = SourcedRecipe | TrainGeneratorRecipe | GenerateRecipe
 AdapterRecipe = Annotated[AnyAdapterRecipe, Field(discriminator="kind")]
+
+_STAGES = {
+    "merge": ("combine", "measure", "publish"),
+    "compress": ("combine", "measure", "publish"),
+    "profile": ("profile", "publish"),
+    "train_generator": ("families", "train", "measure", "publish"),
+    "generate": ("generate", "publish"),
+}
 
 
 def stages_of(recipe: AnyAdapterRecipe) -> tuple[str, ...]:
     """The stages of a job on adapters, in order."""
-    if isinstance(recipe, ProfileRecipe):
-        return ("profile", "publish")
-    return ("combine", "measure", "publish")
+    return _STAGES[recipe.kind]
 
 
 def makes(recipe: AnyAdapterRecipe) -> str:
@@ -105,8 +118,10 @@ def makes(recipe: AnyAdapterRecipe) -> str:
 
 def results(recipe: AnyAdapterRecipe) -> tuple[str, ...]:
     """The names of the adapters that a recipe makes.  Raises InvalidInput for an unfit method."""
-    if isinstance(recipe, ProfileRecipe):
+    if isinstance(recipe, ProfileRecipe | TrainGeneratorRecipe):
         return ()
+    if isinstance(recipe, GenerateRecipe):
+        return (recipe.name,)
     _, params = resolve(recipe.kind, recipe.method)
     if isinstance(params, LadderParams):
         return tuple(f"{recipe.name}-r{rank}" for rank in params.ranks)
@@ -135,13 +150,16 @@ class AdapterSpec(_Frozen):
     again by `plan` where the recipe's base is slim itself.
     """
 
-    recipe: AdapterRecipe
+    recipe: SourcedRecipe = Field(discriminator="kind")
     base: Path
     sources: dict[str, SourceSpec] = Field(min_length=1)
     parent: Path | None = None
     plan: Path | None = None
     calibration: tuple[Path, ...] = ()
     tenant: str = "local"  # whose job it is, and whose what it makes will be
+
+
+AnyAdapterSpec = AdapterSpec | TrainGeneratorSpec | GenerateSpec
 
 
 class TaskReport(_Frozen):
@@ -177,7 +195,7 @@ class ResultReport(_Frozen):
 class JobReport(_Frozen):
     """What was measured of a merge or a compression."""
 
-    recipe: AdapterRecipe
+    recipe: MergeRecipe | CompressRecipe = Field(discriminator="kind")
     paper: str
     source_bytes: dict[str, int]
     results: tuple[ResultReport, ...]

@@ -1,4 +1,4 @@
-"""Merging, compressing and profiling as a job: adapters in, an artifact and a report out.
+"""Jobs on adapters, and merging, compressing and profiling: adapters in, an artifact out.
 
 Each stage reads what earlier ones wrote below the work directory and writes WORK/STAGE/, as those
 of `pruning.pipeline` do.  Below the recipe's floor the second stage fails, and nothing is sealed.
@@ -20,9 +20,12 @@ from pruning.adapters import algebra, atoms
 from pruning.adapters.algebra import Bags
 from pruning.adapters.compose import profile as profiles
 from pruning.adapters.compression import Deltas, Probe, applied
+from pruning.adapters.generate import making, training
+from pruning.adapters.generate.recipes import GenerateSpec, TrainGeneratorSpec
 from pruning.adapters.inputs import all_rows, deltas_of, measuring_rows, on_base, open_sources
 from pruning.adapters.jobs import (
     AdapterSpec,
+    AnyAdapterSpec,
     CompressRecipe,
     JobReport,
     MergeRecipe,
@@ -140,7 +143,7 @@ def publish(spec: AdapterSpec, work: Path, progress: Progress) -> None:
     artifacts.seal(draft, spec.recipe, parents)
 
 
-STAGES: dict[str, Stage] = {
+OF_SOURCES: dict[str, Stage] = {
     "combine": combine,
     "measure": measure,
     "profile": profile,
@@ -148,7 +151,27 @@ STAGES: dict[str, Stage] = {
 }
 
 
-def run(spec: AdapterSpec, work: Path, store: Path, progress: Progress) -> Path:
+AnyStage = Callable[[Any, Path, Progress], None]
+
+
+def _stage(name: str) -> AnyStage:
+    """A stage as the kind of what it is given has it."""
+
+    def run(spec: AnyAdapterSpec, work: Path, progress: Progress) -> None:
+        own: Mapping[str, AnyStage] = OF_SOURCES
+        if isinstance(spec, TrainGeneratorSpec):
+            own = training.STAGES
+        elif isinstance(spec, GenerateSpec):
+            own = making.STAGES
+        own[name](spec, work, progress)
+
+    return run
+
+
+STAGES = {name: _stage(name) for name in (*OF_SOURCES, *training.STAGES, *making.STAGES)}
+
+
+def run(spec: AnyAdapterSpec, work: Path, store: Path, progress: Progress) -> Path:
     """All stages one after the other; the artifact's directory in `store`.
 
     Raises InvalidInput for a source that cannot be used, naming it and its tensor, and for a

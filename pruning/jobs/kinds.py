@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from pruning.adapters import jobs as adapters
-from pruning.adapters.jobs import AdapterSpec
+from pruning.adapters.jobs import AnyAdapterSpec
 from pruning.recipe import PruneSpec, Recipe
 
 STAGES = ("schedule", "calibrate", "plan", "slice", "recover", "carry", "evaluate", "publish")
@@ -27,16 +29,16 @@ class Kind:
 
     workflow: str  # the name of its workflow
     prefix: str  # of its ids
-    spec: type[PruneSpec] | type[AdapterSpec]
+    spec: TypeAdapter[Any]  # of what a workflow is given
     stages: Callable[[Any], tuple[str, ...]]  # of a recipe
     pipeline: str
 
 
-PRUNING = Kind("prune", "prunejob-", PruneSpec, stages_of, "pruning.pipeline")
+PRUNING = Kind("prune", "prunejob-", TypeAdapter(PruneSpec), stages_of, "pruning.pipeline")
 ADAPTERS = Kind(
     "adapters",
     "adapterjob-",
-    AdapterSpec,
+    TypeAdapter(AnyAdapterSpec),
     adapters.stages_of,
     "pruning.adapters.pipeline",
 )

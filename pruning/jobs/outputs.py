@@ -1,5 +1,6 @@
 """Where the stages of a job leave what others read (torch-free)."""
 
+import shutil
 from pathlib import Path
 
 from pruning.allocation.latency import LatencyTable
@@ -7,6 +8,13 @@ from pruning.recipe import PruneSpec, Recipe
 
 LATENCY = "latency.json"  # times by which `plan` reaches a latency, in WORK/calibrate
 ROUNDS = "rounds.json"  # what the schedule until_stop leaves of itself in WORK/schedule
+
+
+def emptied(work: Path, stage: str) -> Path:
+    """The folder that a stage fills, without what an interrupted attempt left in it."""
+    shutil.rmtree(work / stage, ignore_errors=True)
+    (work / stage).mkdir(parents=True)
+    return work / stage
 
 
 def lifted_base(work: Path) -> Path:

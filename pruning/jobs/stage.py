@@ -61,7 +61,7 @@ def run(stage: str, work: Path, kind: str, pipeline: str, progress: Progress) ->
     if done.exists():
         return
     (known,) = (one for one in KINDS if one.workflow == kind)
-    spec = known.spec.model_validate_json((work / "spec.json").read_bytes())
+    spec = known.spec.validate_json((work / "spec.json").read_bytes())
     shutil.rmtree(work / stage, ignore_errors=True)
     stages: dict[str, Stage] = {"publish": assemble} if known is PRUNING else {}
     if stage not in stages:

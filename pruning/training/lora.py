@@ -4,20 +4,34 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022,
 https://arxiv.org/abs/2106.09685.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from pruning.geometry import Geometry
-from pruning.methods.recovery import LoraParams
 
 
-def with_lora(model: Any, params: LoraParams, seed: int) -> Any:
-    """The model with new factors, B zero and A drawn by the seed; nothing else can be trained."""
+class LoraSize(Protocol):
+    """What parameters must tell of the factors to make."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def alpha(self) -> float: ...
+
+
+def with_lora(model: Any, params: LoraSize, seed: int, linears: Sequence[str] | None = None) -> Any:
+    """The model with new factors, B zero and A drawn by the seed; nothing else can be trained.
+
+    On all linears of the body, or those named.
+    """
     torch.manual_seed(seed)
-    linears = Geometry.from_config(model.config.to_dict()).architecture.linears
+    if linears is None:
+        linears = Geometry.from_config(model.config.to_dict()).architecture.linears
     config = LoraConfig(r=params.rank, lora_alpha=params.alpha, target_modules=list(linears))
     return get_peft_model(model, config)
 

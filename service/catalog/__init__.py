@@ -1,17 +1,18 @@
-"""The catalog: bases, adapters, compositions and files by name, in SQL, as frozen data."""
+"""The catalog: what there is, by name, in SQL, as frozen data."""
 
 from service import schema
 from service.catalog.adapters import Adapters
 from service.catalog.bases import Bases
 from service.catalog.compositions import Compositions
 from service.catalog.files import Files
+from service.catalog.generators import Generators
 from service.catalog.keys import Keys
 from service.catalog.profiles import Profiles
 from service.catalog.publication import Publication
 from service.database import connect
 
 
-class Catalog(Publication, Bases, Adapters, Profiles, Compositions, Files, Keys):
+class Catalog(Publication, Bases, Adapters, Profiles, Generators, Compositions, Files, Keys):
     """Every lookup raises NotFound for an unknown name; every write is one transaction.
 
     Writers take turns (SQLite's write lock, an advisory lock on PostgreSQL), so that content on

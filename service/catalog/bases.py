@@ -97,7 +97,11 @@ def _base(row: sa.RowMapping) -> Base:
 
 def _dependents(connection: sa.Connection, name: str) -> list[str]:
     adapters = sa.select(schema.adapters.c.name).distinct().where(schema.adapters.c.base == name)
+    table = schema.generators
+    generators = sa.select(table.c.name).distinct().where(table.c.base == name)
     slim = sa.select(schema.bases.c.name).where(schema.bases.c.parent == name)
-    return [f"adapter {name}+{row}" for row in connection.scalars(adapters.order_by("name"))] + [
-        f"slim base {row}" for row in connection.scalars(slim.order_by("name"))
+    return [
+        *(f"adapter {name}+{row}" for row in connection.scalars(adapters.order_by("name"))),
+        *(f"generator {name}+{row}" for row in connection.scalars(generators.order_by("name"))),
+        *(f"slim base {row}" for row in connection.scalars(slim.order_by("name"))),
     ]

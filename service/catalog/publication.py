@@ -6,7 +6,8 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from pruning.adapters.jobs import AdapterSpec, ProfileRecipe
+from pruning.adapters.generate.recipes import TrainGeneratorSpec
+from pruning.adapters.jobs import AdapterSpec, AnyAdapterSpec, ProfileRecipe
 from pruning.adapters.peft_format import read_adapter
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
@@ -14,13 +15,13 @@ from pruning.recipe import PruneSpec
 from service import schema
 from service.catalog.bases import Bases, new_base
 from service.catalog.tables import equal, find, insert, now, row_of
-from service.records import Adapter, Base, Profile
+from service.records import Adapter, Base, Generator, Profile
 
 
 class Publication(Bases):
     """Registers finished artifacts; may be repeated, and what is registered already stays."""
 
-    def publish(self, spec: PruneSpec | AdapterSpec, artifact_dir: Path, digest: str) -> None:
+    def publish(self, spec: PruneSpec | AnyAdapterSpec, artifact_dir: Path, digest: str) -> None:
         """Register a finished artifact, whatever the kind of its job.
 
         InvalidInput, which the job reports, when a name belongs to something else.
@@ -28,10 +29,12 @@ class Publication(Bases):
         own = self.of(spec.tenant)
         if isinstance(spec, PruneSpec):
             own.publish_artifact(spec, artifact_dir, digest)
-        elif isinstance(spec.recipe, ProfileRecipe):
+        elif isinstance(spec, TrainGeneratorSpec):
+            own._publish_generator(spec, artifact_dir, digest)
+        elif isinstance(spec, AdapterSpec) and isinstance(spec.recipe, ProfileRecipe):
             own._publish_profile(spec, artifact_dir)
         else:
-            own._publish_adapters(spec, artifact_dir)
+            own._publish_adapters(spec.recipe.base, artifact_dir)
 
     def publish_artifact(self, spec: PruneSpec, artifact_dir: Path, digest: str) -> None:
         """Register a slim base and the adapters that were carried; InvalidInput as above."""
@@ -50,8 +53,18 @@ class Publication(Bases):
                 if find(connection, schema.adapters, **self._key(name, adapter.name)) is None:
                     _enter(connection, adapter)
 
-    def _publish_adapters(self, spec: AdapterSpec, artifact_dir: Path) -> None:
-        base = self.base(spec.recipe.base)
+    def _publish_generator(self, spec: TrainGeneratorSpec, artifact_dir: Path, digest: str) -> None:
+        base, name = spec.recipe.base, spec.recipe.name
+        made = Generator(base, name, digest, artifact_dir.absolute(), now(), self._tenant)
+        with self._write() as connection:
+            row = find(connection, schema.generators, **self._key(base, name))
+            if row is None:
+                insert(connection, schema.generators, row_of(made, schema.generators), made.id)
+            elif row["digest"] != digest:
+                raise _taken(f"generator {made.id}")
+
+    def _publish_adapters(self, base_name: str, artifact_dir: Path) -> None:
+        base = self.base(base_name)
         made = [
             replace(_carried(base, path), tenant=self._tenant)
             for path in sorted((artifact_dir / "adapters").iterdir())

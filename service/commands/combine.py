@@ -1,23 +1,38 @@
-"""`graftwork adapters merge`, `compress` and `lift`: start a job, show what survived."""
+"""`graftwork adapters merge`, `compress`, `lift`, `train-generator`, `generate`: jobs."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from pruning.adapters.jobs import AdapterRecipe, CompressRecipe, Input, MergeRecipe, ProfileRecipe
+from pruning.adapters.jobs import AdapterRecipe, AnyAdapterRecipe, Input, MergeRecipe
 from pruning.recipe import Method
 from service.client import Client, Json
 from service.commands.failure import CommandFailed, problems
 from service.commands.follow import failed, follow
+from service.commands.uploads import upload
+
+Kind = Literal["merge", "compress", "train_generator", "generate"]
 
 
-def combine(url: str, path: Path, kind: Literal["merge", "compress"], wait: bool) -> None:
-    """Start the job of a recipe and, with `wait`, follow it to its end."""
-    recipe = read_recipe(path, kind)
+def combine(url: str, path: Path, kind: Kind, wait: bool) -> None:
+    """Start the job of a recipe and, with `wait`, follow it to its end.
+
+    Rows that it names by path, relative to the recipe, are uploaded.
+    """
+    body: Json = read_recipe(path, kind).model_dump(mode="json")
     with Client(url) as client:
-        _run(client, recipe, wait)
+        upload(client, _origins(body), path.parent)
+        _run(client, body, wait)
+
+
+def _origins(body: Json) -> dict[str, tuple[Json, str]]:
+    """The files of rows that a recipe names, by their place in it, each with its purpose."""
+    tasks = {f"tasks.{name}": (rows, "training") for name, rows in body.get("tasks", {}).items()}
+    examples = body.get("examples")
+    return tasks | ({"examples": (examples, "examples")} if isinstance(examples, dict) else {})
 
 
 def lift(url: str, model: str, name: str | None, wait: bool) -> None:
@@ -30,7 +45,7 @@ def lift(url: str, model: str, name: str | None, wait: bool) -> None:
             sources=(Input(adapter=adapter, base=slim),),
             method=Method(name="cat"),
         )
-        _run(client, recipe, wait)
+        _run(client, recipe.model_dump(mode="json"), wait)
 
 
 def _parent(client: Client, slim: str) -> str:
@@ -40,8 +55,8 @@ def _parent(client: Client, slim: str) -> str:
     raise CommandFailed(f"{slim!r} is no slim base; name an adapter of one, as SLIM+NAME")
 
 
-def _run(client: Client, recipe: MergeRecipe | CompressRecipe, wait: bool) -> None:
-    job = client.submit_adapters(recipe.model_dump(mode="json"))
+def _run(client: Client, recipe: Json, wait: bool) -> None:
+    job = client.submit_adapters(recipe)
     print(job["id"])
     if not wait:
         print(f"follow it with: graftwork jobs events {job['id']} --follow")
@@ -49,35 +64,72 @@ def _run(client: Client, recipe: MergeRecipe | CompressRecipe, wait: bool) -> No
     job = follow(client, job["id"])
     if job["status"] != "succeeded":
         raise failed(job)
-    for line in _lines(client.report(job["id"])):
+    for line in _LINES[recipe["kind"]](client.report(job["id"])):
         print(line)
-    print(f"serves: {', '.join(job['result']['models'])}")
+    if job["result"]["models"]:
+        print(f"serves: {', '.join(job['result']['models'])}")
 
 
-def read_recipe(path: Path, kind: Literal["merge", "compress"]) -> MergeRecipe | CompressRecipe:
+def read_recipe(path: Path, kind: Kind) -> AnyAdapterRecipe:
     """The recipe in a YAML file; CommandFailed names what is wrong in it."""
     try:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         if isinstance(content, dict):
             content = {"kind": kind, **content}
-        recipe = TypeAdapter(AdapterRecipe).validate_python(content)
+        recipe: AnyAdapterRecipe = TypeAdapter(AdapterRecipe).validate_python(content)
     except OSError as error:
         raise CommandFailed(f"{path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CommandFailed(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        raise CommandFailed(f"{path}: {problems(error)}; see docs/adapters.md") from error
-    if isinstance(recipe, ProfileRecipe) or recipe.kind != kind:
+        raise CommandFailed(f"{path}: {problems(error)}; see docs/{_PAGES[kind]}.md") from error
+    if recipe.kind != kind:
         raise CommandFailed(f"{path} is a recipe to {recipe.kind}; use that command")
     return recipe
 
 
-def _lines(report: Json) -> list[str]:
+def _combined(report: Json) -> list[str]:
     lines = []
     for result in report["results"]:
         rank = max(result["ranks"].values())
         lines.append(f"{result['name']}: rank {rank}, {result['bytes']:,} bytes")
         for task in result["tasks"]:
-            kept = "not measured" if task["recovered"] is None else f"{task['recovered']:.0%}"
-            lines.append(f"  of the gain of {task['source']}: {kept}")
+            lines.append(f"  of the gain of {task['source']}: {_percent(task['recovered'])}")
     return lines
+
+
+def _trained(report: Json) -> list[str]:
+    size = f"{report['bytes']:,} bytes, as many as {report['break_even']} adapters"
+    lines = [f"{report['recipe']['name']}: {len(report['tasks'])} tasks, {size}"]
+    for task in report["tasks"]:
+        lines.append(f"  of the gain of {task['task']}: {_percent(task['recovered'])}")
+    return lines
+
+
+def _generated(report: Json) -> list[str]:
+    made, name = report["generated"], report["recipe"]["name"]
+    distance = f"distance {made['distance']:.3f} of {made['largest_distance']:.3f}"
+    lines = [f"{name}: nearest task {made['nearest_task']}, {distance}"]
+    if report["base"] is not None:
+        best = report["losses"][made["sample"]]
+        examples = f"on the {report['examples']} examples"
+        lines.append(f"  loss {examples}: {best:.3f}, of the base {report['base']:.3f}")
+    return lines
+
+
+def _percent(recovered: float | None) -> str:
+    return "not measured" if recovered is None else f"{recovered:.0%}"
+
+
+_PAGES = {
+    "merge": "adapters",
+    "compress": "adapters",
+    "train_generator": "generation",
+    "generate": "generation",
+}
+_LINES: dict[str, Callable[[Json], list[str]]] = {
+    "merge": _combined,
+    "compress": _combined,
+    "train_generator": _trained,
+    "generate": _generated,
+}

@@ -1,6 +1,5 @@
 """`graftwork prune`: read a recipe, upload the texts that it names by path, start the job."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ from pruning.recipe import Recipe
 from service.client import Client, Json
 from service.commands.failure import CommandFailed, problems
 from service.commands.follow import conclude, follow
+from service.commands.uploads import upload
 
-_UPLOADED = re.compile(r"file-[0-9a-f]{24}")
 _TEXTS = ("calibration", "training", "evaluation")
 
 
@@ -43,21 +42,13 @@ def read_recipe(path: Path) -> Recipe:
 def submit(client: Client, recipe: Recipe, folder: Path) -> Json:
     """Upload the texts of a recipe, whose paths are relative to `folder`, and start its job."""
     body: dict[str, Any] = recipe.model_dump(mode="json")
-    local = {
-        place: origin
-        for place, origin in _origins(body).items()
-        if origin["file"] and not _UPLOADED.fullmatch(origin["file"])
-    }
-    for place, origin in local.items():
-        if not (folder / origin["file"]).is_file():
-            raise CommandFailed(
-                f"{place}.file: {folder / origin['file']} does not exist; give a path relative to "
-                "the recipe, or the id of an uploaded file"
-            )
-    for place, origin in local.items():
-        purpose = "calibration" if place.startswith("fleet.") else place.partition(".")[0]
-        origin["file"] = client.upload_text(folder / origin["file"], purpose=purpose)["id"]
+    origins = {place: (origin, _purpose(place)) for place, origin in _origins(body).items()}
+    upload(client, origins, folder)
     return client.submit(body)
+
+
+def _purpose(place: str) -> str:
+    return "calibration" if place.startswith("fleet.") else place.partition(".")[0]
 
 
 def _origins(body: Json) -> dict[str, Json]:

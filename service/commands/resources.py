@@ -65,6 +65,20 @@ def remove_adapter(url: str, id: str) -> None:
         print(f"removed {client.delete_adapter(id)['id']}")
 
 
+def list_generators(url: str, base: str | None, as_json: bool) -> None:
+    with Client(url) as client:
+        show(
+            client.generators(base),
+            {
+                "GENERATOR": column("name"),
+                "BASE": column("base"),
+                "DIGEST": lambda row: row["digest"][:12],
+            },
+            as_json,
+            empty="no generator yet; train one with: graftwork adapters train-generator RECIPE",
+        )
+
+
 def list_models(url: str, as_json: bool) -> None:
     with Client(url) as client:
         show(

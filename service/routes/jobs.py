@@ -34,8 +34,11 @@ def prune(recipe: Recipe, jobs: JobsDep, idempotency_key: Key = None) -> Job:
 
 
 @adapters.post("")
-def merge_or_compress(recipe: AdapterRecipe, jobs: JobsDep, idempotency_key: Key = None) -> Job:
-    """Merge adapters, make one smaller or profile one; the same Idempotency-Key is the same job."""
+def make_adapters(recipe: AdapterRecipe, jobs: JobsDep, idempotency_key: Key = None) -> Job:
+    """Merge adapters, make one smaller, profile one, train a generator, or ask one for an adapter.
+
+    The same Idempotency-Key is the same job.
+    """
     return jobs.create(recipe, idempotency_key)
 
 

@@ -1,0 +1,42 @@
+"""Generators by base and name."""
+
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from service import schema
+from service.catalog.tables import Tables, equal, fetch
+from service.records import Generator
+
+
+class Generators(Tables):
+    """What makes adapters; each is an artifact of a job."""
+
+    def generators(self, base: str | None = None) -> tuple[Generator, ...]:
+        """All generators, or those of one base, by base and name."""
+        table = schema.generators
+        query = (
+            sa.select(table)
+            .where(table.c.tenant == self._tenant)
+            .order_by(table.c.base, table.c.name)
+        )
+        if base is not None:
+            query = query.where(table.c.base == base)
+        return tuple(_generator(row) for row in self._all(query))
+
+    def generator(self, base: str, name: str) -> Generator:
+        what = f"generator {base}+{name}"
+        return _generator(self._one(schema.generators, what, **self._key(base, name)))
+
+    def delete_generator(self, base: str, name: str) -> Generator:
+        """Forget a generator; the adapters that it made stay."""
+        with self._write() as connection:
+            key = self._key(base, name)
+            what = f"generator {base}+{name}"
+            generator = _generator(fetch(connection, schema.generators, what, **key))
+            connection.execute(sa.delete(schema.generators).where(equal(schema.generators, key)))
+        return generator
+
+
+def _generator(row: sa.RowMapping) -> Generator:
+    return Generator(**{**row, "path": Path(row["path"])})
