@@ -39,6 +39,7 @@ from typing import Any
 
 import report
 import torch
+from cells import Cells, OutOfTime
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -122,32 +123,6 @@ PEFT: Mapping[str, Weighings] = {
     "dare_ties": _ONE,
     "dare_ties_svd": _ONE,
 }
-
-
-class OutOfTime(Exception):
-    """The minutes of this run are over; what was measured is kept."""
-
-
-class Cells:
-    """What was measured so far, by what it is; a line of JSON each in a file, if there is one."""
-
-    def __init__(self, path: Path | None, minutes: float):
-        self.path, self.deadline = path, time.monotonic() + 60 * minutes
-        lines = path.read_text().splitlines() if path and path.exists() else []
-        self.known: dict[str, Any] = dict(map(json.loads, lines))
-
-    def get(self, what: Sequence[Any], measure: Callable[[], Any]) -> Any:
-        """The value of a cell, measured now if it is not known; OutOfTime if that is too late."""
-        key = json.dumps(what)
-        if key not in self.known:
-            if time.monotonic() > self.deadline:
-                raise OutOfTime
-            self.known[key] = measure()
-            print(key, file=sys.stderr, flush=True)
-            if self.path:
-                with self.path.open("a") as file:
-                    file.write(json.dumps([key, self.known[key]]) + "\n")
-        return self.known[key]
 
 
 def silent(fraction: float, message: str) -> None:

@@ -209,8 +209,8 @@ def test_a_generator_without_descriptions_asks_for_examples(
         network={"steps": 3},
     )
     plain = pipeline.run(spec, tmp_path / "training", tmp_path / "store", silent)
+    asked = request_(plain, description="It writes marks.")
     with pytest.raises(InvalidInput, match="give examples") as refused:
-        asked = request_(plain, description="It writes marks.")
         pipeline.run(asked, tmp_path / "work", tmp_path / "store", silent)
     assert refused.value.field == "description"
 
@@ -224,8 +224,8 @@ def test_too_few_rows_and_unknown_linears_are_refused_by_name(
     with pytest.raises(InvalidInput, match="5 or more") as refused:
         pipeline.run(few, tmp_path / "work", tmp_path / "store", silent)
     assert refused.value.field == "tasks.marks"
+    unknown = training(families={"linears": ["query"]})
     with pytest.raises(InvalidInput, match="q_proj") as refused:
-        unknown = training(families={"linears": ["query"]})
         pipeline.run(unknown, tmp_path / "work", tmp_path / "store", silent)
     assert refused.value.field == "families.linears"
 
