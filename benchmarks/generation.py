@@ -56,7 +56,7 @@ DEMO = Path(__file__).resolve().parent.parent / "deploy" / "demo"
 SEEN = ("clinc150", "code", "e2e_nlg", "gsm8k", "reversed", "shakespeare", "upper", "wikisql")
 HELD_OUT = "mbpp"
 SEEDS = (0, 1, 2, 3, 4)
-TRAINING_ROWS, HELD_OUT_ROWS, EXAMPLES, SAMPLES = 1200, 48, 16, 4
+TRAINING_ROWS, HELD_OUT_ROWS, EXAMPLES, SAMPLES = 1200, 60, 16, 4
 FAMILIES = Families(rank=4, alpha=8, steps=150, batch=4, length=96, learning_rate=5e-3)
 NETWORK = Network()
 WORDS = {  # what training reads of each task, and what is asked afterwards
@@ -328,8 +328,8 @@ class Run:
         """Fewer directions, and other weights of the divergence."""
         whole = (len(self.seen) - 1) * 8
         changes: Sequence[Row] = [
-            *({"components": count} for count in (8, 16, 32) if count < whole),
-            *({"kl_weight": weight} for weight in (1e-2, 1e-3, 1e-4)),
+            *({"components": count} for count in (16, 32, 40, 48) if count < whole),
+            *({"kl_weight": weight} for weight in (1e-2, 1e-4)),
         ]
         for change in changes:
             network = self.network.model_copy(update=change)

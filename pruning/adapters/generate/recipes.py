@@ -104,7 +104,9 @@ class GenerateRecipe(_Frozen):
     kind: Literal["generate"] = "generate"
     name: Name = Field(description="the adapter to be made")
     base: Name = Field(description="the registered base that it will serve")
-    generator: Name = Field(description="a generator of the base, by name or by digest")
+    generator: str = Field(
+        min_length=1, max_length=64, description="a generator of the base, by name or by digest"
+    )
     examples: tuple[ExampleRow, ...] | Rows | None = Field(
         None, description=f"rows, or a file of them; {LEAST_EXAMPLES} to {MOST_EXAMPLES} are used"
     )
