@@ -10,6 +10,12 @@ import pytest
 import yaml
 from typer.main import get_command
 
+from pruning.adapters.generate.recipes import (
+    Families,
+    GenerateRecipe,
+    Network,
+    TrainGeneratorRecipe,
+)
 from pruning.adapters.jobs import CompressRecipe, MergeRecipe
 from pruning.methods import ENTRIES
 from pruning.recipe import Recipe
@@ -21,6 +27,11 @@ from service.settings import Settings
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BUNDLED = yaml.safe_load((ROOT / "deploy/demo/recipe.yaml").read_text())
+OTHERS = {  # recipes by an entry that no other has
+    "sources": MergeRecipe,
+    "tasks": TrainGeneratorRecipe,
+    "generator": GenerateRecipe,
+}
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -108,8 +119,13 @@ def test_the_readme_shows_the_request_that_the_demo_prints():
 def test_recipes_that_are_shown_are_recipes(page: Path):
     for block in blocks(page, "yaml"):
         shown = yaml.safe_load(block)
-        if "sources" in shown:
-            MergeRecipe.model_validate(shown)
+        others = {
+            "sources": MergeRecipe,
+            "tasks": TrainGeneratorRecipe,
+            "generator": GenerateRecipe,
+        }
+        if kinds := [kind for entry, kind in others.items() if entry in shown]:
+            kinds[0].model_validate(shown)
             continue
         Recipe.model_validate(shown if "base" in shown else BUNDLED | shown)  # or a part of one
 
@@ -151,6 +167,14 @@ def test_every_field_of_a_recipe_about_adapters_is_documented():
     documented = {row[0].strip("`") for row in rows("adapters.md")}
     fields = {*MergeRecipe.model_fields, *CompressRecipe.model_fields} - {"kind"}
     assert fields <= documented
+
+
+def test_every_field_of_a_recipe_about_generators_is_documented():
+    documented = {
+        name.strip("` ") for row in rows("generation.md") if row for name in row[0].split(",")
+    }
+    for model in (TrainGeneratorRecipe, GenerateRecipe, Families, Network):
+        assert set(model.model_fields) - {"kind"} <= documented
 
 
 def test_the_api_page_lists_exactly_the_requests_that_the_gateway_answers(paths: dict[str, Any]):
