@@ -31,12 +31,7 @@ def resolve_training(
             f"generator {base.name}+{recipe.name} exists already; choose another name",
             param="name",
         )
-    linears = base.geometry.architecture.linears
-    for name in recipe.families.linears or ():
-        if name not in linears:
-            raise InvalidInput(
-                "families.linears", f"the base has no {name!r}; choose of: {', '.join(linears)}"
-            )
+    recipe.families.check(base.geometry.architecture.linears)
     texts = _texts(base, catalog, datasets)
     rows = {task: texts.path(rows, f"tasks.{task}") for task, rows in recipe.tasks.items()}
     return TrainGeneratorSpec(recipe=recipe, base=base.path.absolute(), rows=rows)

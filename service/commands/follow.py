@@ -31,7 +31,8 @@ def conclude(client: Client, job: Json) -> None:
     if job["status"] != "succeeded":
         raise failed(job)
     if job["pruned_model"] is None:  # a job on adapters
-        print(f"serves: {', '.join(job['result']['models'])}")
+        if job["result"]["models"]:
+            print(f"serves: {', '.join(job['result']['models'])}")
         print(f"report: {client.url}{job['result']['report']}")
         return
     print(_summary(job["pruned_model"], client.report(job["id"])))

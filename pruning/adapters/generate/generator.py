@@ -118,7 +118,9 @@ class Generator:
             for name, tensor in tensors.items()
             if name.startswith("network.")
         }
-        vae.load_state_dict(weights, strict=False)
+        missing, unexpected = vae.load_state_dict(weights, strict=False)
+        assert not unexpected
+        assert all(name.startswith(_UNUSED) for name in missing)
         return cls(
             tuple(told["tasks"]),
             conditions,
@@ -149,7 +151,7 @@ def train_generator(
 ) -> Trained:
     """Learn families by task, and the states that are the conditions of each task, by kind.
 
-    Holds all checkpoints in memory, in float32.  Killed and run again, the same generator.
+    Holds all checkpoints in memory, in float32, a few times over.  Killed and run again, the same.
     """
     tasks = tuple(sorted(families))
     checkpoints = [bags for task in tasks for bags in families[task]]

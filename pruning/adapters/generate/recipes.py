@@ -1,10 +1,12 @@
 """What trains a generator and what it is asked for, checked before anything runs (torch-free)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pruning.errors import InvalidInput
 from pruning.sources import Name, Origin
 
 LEAST_EXAMPLES = 4  # a task vector of fewer says little about a task
@@ -50,6 +52,15 @@ class Families(_Frozen):
         64, ge=LEAST_EXAMPLES, le=4096, description="rows of a task that make its task vector"
     )
     held_out: int = Field(32, ge=1, le=10_000, description="rows of a task that only measure")
+
+    def check(self, linears: Sequence[str]) -> None:
+        """Raise InvalidInput for a linear that is none of a base's."""
+        for name in self.linears or ():
+            if name not in linears:
+                raise InvalidInput(
+                    "families.linears",
+                    f"the base has no {name!r}; choose of: {', '.join(linears)}",
+                )
 
     @model_validator(mode="after")
     def _fit(self) -> "Families":

@@ -92,7 +92,7 @@ class Lessons:
 def families(spec: TrainGeneratorSpec, work: Path, progress: Progress) -> None:
     """Train the adapters: WORK/families/TASK/STEP.safetensors, all of one layout."""
     torch.use_deterministic_algorithms(True)
-    check_linears(spec)
+    spec.recipe.families.check(Geometry.of(spec.base).architecture.linears)
     recipe, lessons, out = spec.recipe, Lessons(spec), emptied(work, "families")
     learnt = {task: lessons.rows(task)[0] for task in lessons.tasks}
     texts = {f"rows.{task}": file_digest(path) for task, path in spec.rows.items()}
@@ -113,16 +113,6 @@ def families(spec: TrainGeneratorSpec, work: Path, progress: Progress) -> None:
             lessons.model, learnt[task], recipe.families, recipe.seed, finished, course, say
         )
         shutil.copytree(finished, out / task, copy_function=os.link)
-
-
-def check_linears(spec: TrainGeneratorSpec) -> None:
-    """Raise InvalidInput for a linear that the base does not have."""
-    has = Geometry.of(spec.base).architecture.linears
-    for name in spec.recipe.families.linears or ():
-        if name not in has:
-            raise InvalidInput(
-                "families.linears", f"the base has no {name!r}; choose of: {', '.join(has)}"
-            )
 
 
 def train(spec: TrainGeneratorSpec, work: Path, progress: Progress) -> None:
