@@ -127,7 +127,7 @@ def test_killed_in_training_a_job_resumes_with_what_it_had(
 
     def in_training():
         works = bundled.work_directories()
-        return any(list(work.glob("families.state/*/*.course/*")) for work in works)
+        return any(list(work.glob("families.state/*/courses/*/*")) for work in works)
 
     eventually(in_training, "a saved course", 120.0)
     bundled.kill_worker()

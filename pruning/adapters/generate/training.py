@@ -105,9 +105,9 @@ def families(spec: TrainGeneratorSpec, work: Path, progress: Progress) -> None:
     )
     for done, task in enumerate(lessons.tasks):
         own = part(progress, done / len(learnt), (done + 1) / len(learnt))
-        finished, course = kept / task, kept / f"{task}.course"
+        finished, course = kept / "checkpoints" / task, kept / "courses" / task
         for folder in (finished, course):
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         say = _named(own, task)
         train_family(
             lessons.model, learnt[task], recipe.families, recipe.seed, finished, course, say
