@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from pruning.adapters.generate.recipes import TrainGeneratorSpec
+from pruning.adapters.jobs import stages_of
 from pruning.artifacts import verify
 from pruning.digest import tree_digest
 from pruning.jobs import stage
-from pruning.jobs.kinds import ADAPTER_STAGES, ADAPTERS
+from pruning.jobs.kinds import ADAPTERS
 
 FORK = multiprocessing.get_context("fork")
-STAGES = ADAPTER_STAGES["train_generator"]
 
 
 def run(name: str, work: Path, seconds: float | None = None) -> bool:
@@ -60,8 +60,9 @@ def test_killed_at_random_a_training_makes_the_same_bytes_and_repeats_few_steps(
     kills: int, training: Callable[..., TrainGeneratorSpec], tmp_path: Path
 ):
     spec = training()
+    stages = stages_of(spec.recipe)
     whole, durations = begun(tmp_path / "whole", spec), {}
-    for name in STAGES:
+    for name in stages:
         started = time.monotonic()
         assert run(name, whole)
         durations[name] = time.monotonic() - started
@@ -70,7 +71,7 @@ def test_killed_at_random_a_training_makes_the_same_bytes_and_repeats_few_steps(
     instants, left, jobs = random.Random(0), kills, 0
     while left:
         work, jobs = begun(tmp_path / f"job-{jobs}", spec), jobs + 1
-        for name in STAGES:
+        for name in stages:
             while left and not run(name, work, instants.uniform(0, durations[name])):
                 left -= 1
             assert run(name, work)
