@@ -20,8 +20,7 @@ from pruning.adapters import algebra, atoms
 from pruning.adapters.algebra import Bags
 from pruning.adapters.compose import profile as profiles
 from pruning.adapters.compression import Deltas, Probe, applied
-from pruning.adapters.generate import making, training
-from pruning.adapters.generate.recipes import GenerateSpec, TrainGeneratorSpec
+from pruning.adapters.generate.recipes import TrainGeneratorSpec
 from pruning.adapters.inputs import all_rows, deltas_of, measuring_rows, on_base, open_sources
 from pruning.adapters.jobs import (
     AdapterSpec,
@@ -158,17 +157,20 @@ def _stage(name: str) -> AnyStage:
     """A stage as the kind of what it is given has it."""
 
     def run(spec: AnyAdapterSpec, work: Path, progress: Progress) -> None:
-        own: Mapping[str, AnyStage] = OF_SOURCES
-        if isinstance(spec, TrainGeneratorSpec):
-            own = training.STAGES
-        elif isinstance(spec, GenerateSpec):
-            own = making.STAGES
-        own[name](spec, work, progress)
+        _code(spec)[name](spec, work, progress)
 
     return run
 
 
-STAGES = {name: _stage(name) for name in (*OF_SOURCES, *training.STAGES, *making.STAGES)}
+def _code(spec: AnyAdapterSpec) -> Mapping[str, AnyStage]:
+    if isinstance(spec, AdapterSpec):
+        return OF_SOURCES
+    from pruning.adapters.generate import making, training  # peft: seconds that others do without
+
+    return training.STAGES if isinstance(spec, TrainGeneratorSpec) else making.STAGES
+
+
+STAGES = {name: _stage(name) for name in (*OF_SOURCES, "families", "train", "generate")}
 
 
 def run(spec: AnyAdapterSpec, work: Path, store: Path, progress: Progress) -> Path:
