@@ -59,3 +59,14 @@ def test_a_base_stays_while_it_has_a_generator(
     catalog.delete_base("demo")
     with pytest.raises(NotFound):
         catalog.generator("demo", "maker")
+
+
+def test_a_generator_belongs_to_the_tenant_whose_job_made_it(
+    catalog: Catalog, spec: TrainGeneratorSpec, tmp_path: Path
+):
+    catalog.publish(spec.model_copy(update={"tenant": "acme"}), tmp_path / "artifact", "a" * 64)
+    assert catalog.generators() == ()
+    (own,) = catalog.of("acme").generators()
+    assert (own.tenant, own.name) == ("acme", "maker")
+    catalog.publish(spec, tmp_path / "other", "b" * 64)  # the same name, of another tenant
+    assert catalog.generator("demo", "maker").digest == "b" * 64
