@@ -265,8 +265,8 @@ def test_a_profile_is_stored_with_the_content_of_the_adapter(bundled, worker, ga
     assert ended(gateway.post(JOBS, json={**recipe, "seed": 1}))["error"] is None  # replaces it
 
 
-def test_a_profile_needs_a_text_of_the_adapter_or_of_the_recipe(bundled, gateway):
-    answer = gateway.post(JOBS, json={"kind": "profile", "base": "bundled", "source": "sql"})
+def test_a_profile_needs_a_text_of_the_adapter_or_of_the_recipe(gateway):
+    answer = gateway.post(JOBS, json={"kind": "profile", "base": "demo", "source": "task"})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "calibration.adapter"
     assert "calibration.jsonl" in answer.json()["error"]["message"]
