@@ -132,7 +132,7 @@ def test_erk_splits_the_target_by_those_densities(
 
 def test_the_pq_index_proposes_to_keep_what_even_scores_would_need():
     params = PqIndexParams()
-    assert pq_index.proposed(numbers(2, 2, 2, 2), params) == 0
+    assert pq_index.proposed(numbers(2, 2, 2, 2), params) == pytest.approx(0, abs=1e-12)
     # p = 1/2: (Σ√s / 4)² / (Σs / 4) = (4 / 4)² / (16 / 4) = 1/4 of the units
     assert pq_index.proposed(numbers(16, 0, 0, 0), params) == 0.75
     assert pq_index.proposed(numbers(16, 0, 0, 0), PqIndexParams(eta=1)) == 0.9  # β; 1 − 1/16
