@@ -270,3 +270,22 @@ def ended(gateway: httpx.Client, eventually: Callable[..., Any]) -> Callable[...
         return dict(eventually(job, f"the end of {id}", seconds))
 
     return wait
+
+
+@pytest.fixture
+def finished(
+    gateway: httpx.Client, eventually: Callable[..., Any]
+) -> Callable[[httpx.Response], dict[str, Any]]:
+    """Wait for the end of the adapter job that an answer tells of; the job."""
+
+    def wait(answer: httpx.Response) -> dict[str, Any]:
+        assert answer.status_code == 200, answer.text
+        path = f"/v1/adapters/jobs/{answer.json()['id']}"
+
+        def job() -> dict[str, Any] | None:
+            found = gateway.get(path).json()
+            return found if found["finished_at"] is not None else None
+
+        return dict(eventually(job, f"the end of {path}", 300.0))
+
+    return wait

@@ -41,21 +41,6 @@ def merging():
 
 
 @pytest.fixture
-def ended(gateway, eventually):
-    def wait(answer):
-        assert answer.status_code == 200, answer.text
-        path = f"{JOBS}/{answer.json()['id']}"
-
-        def job():
-            found = gateway.get(path).json()
-            return found if found["finished_at"] is not None else None
-
-        return eventually(job, f"the end of {path}", 120.0)
-
-    return wait
-
-
-@pytest.fixture
 def graftwork(gateway, tmp_path):
     """Run `graftwork adapters COMMAND`, a recipe written to a file first."""
 
@@ -71,8 +56,8 @@ def graftwork(gateway, tmp_path):
     return run
 
 
-def test_a_merge_ends_with_a_registered_adapter(two, worker, gateway, merging, ended):
-    job = ended(gateway.post(JOBS, json=merging))
+def test_a_merge_ends_with_a_registered_adapter(two, worker, gateway, merging, finished):
+    job = finished(gateway.post(JOBS, json=merging))
     assert job["error"] is None
     assert (job["object"], job["status"], job["model"]) == ("adapter.job", "succeeded", "demo")
     assert job["result"]["models"] == ["demo+both"]
@@ -97,11 +82,11 @@ def test_a_merge_ends_with_a_registered_adapter(two, worker, gateway, merging, e
 
 
 def test_a_source_that_broke_after_it_was_registered_fails_the_job(
-    two, worker, gateway, merging, ended
+    two, worker, gateway, merging, finished
 ):
     path = two.catalog.adapter("demo", "other").path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 2}))
-    job = ended(gateway.post(JOBS, json=merging))
+    job = finished(gateway.post(JOBS, json=merging))
     assert job["status"] == "failed"
     assert job["error"]["param"] == "sources.other"
     assert "lora_A" in job["error"]["message"]
@@ -109,7 +94,7 @@ def test_a_source_that_broke_after_it_was_registered_fails_the_job(
     assert [adapter.name for adapter in two.catalog.adapters("demo")] == ["other", "task"]
 
 
-def test_a_ladder_registers_every_rung(two, worker, gateway, ended):
+def test_a_ladder_registers_every_rung(two, worker, gateway, finished):
     recipe = {
         "kind": "compress",
         "name": "small",
@@ -117,7 +102,7 @@ def test_a_ladder_registers_every_rung(two, worker, gateway, ended):
         "source": "other",
         "method": {"name": "dylora", "params": {"ranks": [2, 1]}},
     }
-    job = ended(gateway.post(JOBS, json=recipe))
+    job = finished(gateway.post(JOBS, json=recipe))
     assert job["error"] is None
     assert job["result"]["models"] == ["demo+small-r2", "demo+small-r1"]
     assert [two.catalog.adapter("demo", f"small-r{rank}").rank for rank in (2, 1)] == [2, 1]
@@ -244,13 +229,13 @@ def bundled(site):
     return site
 
 
-def test_a_profile_is_stored_with_the_content_of_the_adapter(bundled, worker, gateway, ended):
+def test_a_profile_is_stored_with_the_content_of_the_adapter(bundled, worker, gateway, finished):
     (text,) = gateway.get("/v1/files").json()["data"]
     calibration = {"file": text["id"], "sequences": 2, "length": 16}
     recipe = {"kind": "profile", "base": "bundled", "source": "sql", "calibration": calibration}
     assert gateway.get("/v1/adapters/bundled+sql").json()["profile"] is None
     assert gateway.get("/v1/adapters/bundled+sql/profile").status_code == 404
-    job = ended(gateway.post(JOBS, json=recipe))
+    job = finished(gateway.post(JOBS, json=recipe))
     assert job["error"] is None
     assert job["result"]["models"] == []
     for id in ("bundled+sql", "bundled+again"):  # the same content
@@ -262,7 +247,7 @@ def test_a_profile_is_stored_with_the_content_of_the_adapter(bundled, worker, ga
         assert sum(linear["varying"] for linear in whole["linears"].values()) == pytest.approx(
             found["varying"]
         )
-    assert ended(gateway.post(JOBS, json={**recipe, "seed": 1}))["error"] is None  # replaces it
+    assert finished(gateway.post(JOBS, json={**recipe, "seed": 1}))["error"] is None  # replaces it
 
 
 def test_a_profile_needs_a_text_of_the_adapter_or_of_the_recipe(gateway):

@@ -71,25 +71,10 @@ def asking() -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def ended(gateway, eventually):
-    def wait(answer):
-        assert answer.status_code == 200, answer.text
-        path = f"{JOBS}/{answer.json()['id']}"
-
-        def job():
-            found = gateway.get(path).json()
-            return found if found["finished_at"] is not None else None
-
-        return eventually(job, f"the end of {path}", 300.0)
-
-    return wait
-
-
 def test_a_generator_is_trained_listed_asked_and_forgotten(
-    bundled, worker, gateway, training, asking, ended
+    bundled, worker, gateway, training, asking, finished
 ):
-    job = ended(gateway.post(JOBS, json=training))
+    job = finished(gateway.post(JOBS, json=training))
     assert job["error"] is None
     assert (job["object"], job["status"], job["model"]) == ("adapter.job", "succeeded", "bundled")
     assert job["result"]["models"] == []
@@ -103,7 +88,7 @@ def test_a_generator_is_trained_listed_asked_and_forgotten(
     assert in_use.status_code == 409
     assert "generator bundled+maker" in in_use.json()["error"]["message"]
 
-    made = ended(gateway.post(JOBS, json=asking))
+    made = finished(gateway.post(JOBS, json=asking))
     assert made["error"] is None
     assert made["result"]["models"] == ["bundled+made"]
     adapter = bundled.catalog.adapter("bundled", "made")
@@ -112,14 +97,14 @@ def test_a_generator_is_trained_listed_asked_and_forgotten(
     assert manifest.generated.generator == listed["digest"]
     assert manifest.generated.nearest_task == "shouting"
     by_digest = asking | {"name": "again", "generator": listed["digest"]}
-    assert ended(gateway.post(JOBS, json=by_digest))["status"] == "succeeded"
+    assert finished(gateway.post(JOBS, json=by_digest))["status"] == "succeeded"
     assert gateway.delete("/v1/generators/bundled+maker").json()["deleted"]
     assert gateway.get("/v1/generators/bundled+maker").status_code == 404
     assert bundled.catalog.adapter("bundled", "made") == adapter
 
 
 def test_killed_in_training_a_job_resumes_with_what_it_had(
-    bundled, gateway, training, ended, eventually
+    bundled, gateway, training, finished, eventually
 ):
     worker = bundled.start_worker()
     longer = training | {"families": FAMILIES | {"steps": 40}}
@@ -133,7 +118,7 @@ def test_killed_in_training_a_job_resumes_with_what_it_had(
     bundled.kill_worker()
     assert worker.returncode == -9
     bundled.start_worker()
-    job = ended(answer)
+    job = finished(answer)
     assert job["error"] is None
     events = gateway.get(f"{JOBS}/{job['id']}/events", params={"limit": 100}).json()["data"]
     begun = [e["data"]["stage"] for e in events if e["message"].endswith("started")]

@@ -1,12 +1,16 @@
 """Tiny random models of every supported family, with a byte tokenizer, real on disk."""
 
-from collections.abc import Callable
+import multiprocessing
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+from pydantic import BaseModel
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
@@ -24,6 +28,8 @@ from pruning import registry
 from pruning.allocation import budget
 from pruning.allocation.blocks import remaining
 from pruning.geometry import Geometry
+from pruning.jobs import stage
+from pruning.jobs.kinds import Kind
 from pruning.plan import LayerPlan, Plan, Widths
 from pruning.recipe import Recipe
 from pruning.registry import LayerScores, Problem
@@ -224,3 +230,68 @@ def allocate() -> Callable[[Problem], Widths]:
         return function(problem, params)
 
     return run
+
+
+@dataclass(frozen=True)
+class Mortal:
+    """Jobs of one spec whose stages run in forks of this process, which are there at once.
+
+    So most kills hit a stage's work and not the imports before it.
+    """
+
+    kind: Kind
+    spec: BaseModel
+    stages: Sequence[str]
+    folder: Path
+
+    def undisturbed(self) -> tuple[Path, dict[str, float]]:
+        """A job that nobody kills, and how long its stages take, in seconds."""
+        work, durations = self._begun("whole"), {}
+        for name in self.stages:
+            started = time.monotonic()
+            assert self._lives(name, work)
+            durations[name] = time.monotonic() - started
+        return work, durations
+
+    def killed(self, kills: int, durations: dict[str, float]) -> Iterator[Path]:
+        """Jobs to their ends, their stages killed at random instants, so many times in all."""
+        instants, left, jobs = random.Random(0), kills, 0
+        while left:
+            work, jobs = self._begun(f"job-{jobs}"), jobs + 1
+            for name in self.stages:
+                while left and not self._lives(name, work, instants.uniform(0, durations[name])):
+                    left -= 1
+                assert self._lives(name, work)
+            yield work
+        print(f"{kills} kills, {jobs} jobs")
+
+    def _begun(self, name: str) -> Path:
+        work = self.folder / name
+        work.mkdir()
+        (work / "spec.json").write_text(self.spec.model_dump_json())
+        return work
+
+    def _lives(self, name: str, work: Path, seconds: float | None = None) -> bool:
+        """Run a stage, killed after some seconds; whether it came to its end."""
+
+        def say(fraction: float, message: str) -> None:
+            with (work / "said").open("a") as said:
+                said.write(f"{name}: {message}\n")
+
+        def life() -> None:
+            with (work / "said").open("a") as said:
+                said.write("a life begins\n")
+            stage.run(name, work, self.kind.workflow, self.kind.pipeline, say)
+
+        process = multiprocessing.get_context("fork").Process(target=life)
+        process.start()
+        process.join(seconds)
+        process.kill()
+        process.join()
+        return process.exitcode == 0
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Callable[[Kind, BaseModel, Sequence[str]], Mortal]:
+    """Jobs of a kind and a spec, in these stages, that are to be killed."""
+    return lambda kind, spec, stages: Mortal(kind, spec, stages, tmp_path)

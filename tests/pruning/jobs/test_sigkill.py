@@ -1,14 +1,6 @@
-"""Stages of the real pipeline, killed with SIGKILL at random instants, make the same bytes.
+"""Stages of the real pipeline, killed with SIGKILL at random instants, make the same bytes."""
 
-A stage runs as in a job, but in a fork of this process, which is there at once: most kills hit its
-work and not the imports before it.
-"""
-
-import multiprocessing
-import random
 import shutil
-import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,13 +9,11 @@ from transformers import AutoModelForCausalLM
 
 from pruning.architectures.llama import LINEARS
 from pruning.digest import tree_digest
-from pruning.jobs import stage
 from pruning.jobs.kinds import PRUNING, stages_of
 from pruning.recipe import PruneSpec, Recipe
 
 ROWS = "".join(f'{{"prompt": "{i} and {i} is", "completion": " {2 * i}."}}\n' for i in range(30))
 TEXT = "".join(f"Sentence {i} is about the number {i * i}.\n" for i in range(400))
-FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
@@ -68,36 +58,6 @@ def spec(dense_base, adapter_directory, tmp_path):
     )
 
 
-@pytest.fixture
-def run(spec):
-    """Run a stage in a process, killed after some seconds; whether it came to its end."""
-
-    def run(name: str, work: Path, seconds: float | None = None) -> bool:
-        def say(fraction: float, message: str) -> None:
-            with (work / "said").open("a") as said:
-                said.write(f"{name}: {message}\n")
-
-        def life() -> None:
-            with (work / "said").open("a") as said:
-                said.write("a life begins\n")
-            stage.run(name, work, PRUNING.workflow, PRUNING.pipeline, say)
-
-        process = FORK.Process(target=life)
-        process.start()
-        process.join(seconds)
-        process.kill()
-        process.join()
-        return process.exitcode == 0
-
-    return run
-
-
-def begun(work, spec):
-    work.mkdir()
-    (work / "spec.json").write_text(spec.model_dump_json())
-    return work
-
-
 def digests(work, stages):
     """Of the outputs, and of the artifact but for its report."""
     named = {name: tree_digest(work / name) for name in stages if name not in TIMED}
@@ -109,23 +69,11 @@ TIMED = ("evaluate", "publish")  # these tell times
 
 @pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_at_random_a_job_makes_the_same_bytes_and_no_kill_costs_more_than_a_layer(
-    kills, run, spec, repeated, tmp_path
+    kills, spec, mortal, repeated
 ):
-    stages, durations = stages_of(spec.recipe), {}
-    whole = begun(tmp_path / "whole", spec)
-    for name in stages:
-        started = time.monotonic()
-        assert run(name, whole)
-        durations[name] = time.monotonic() - started
-
-    instants, left, jobs = random.Random(0), kills, 0
-    while left:
-        work, jobs = begun(tmp_path / f"job-{jobs}", spec), jobs + 1
-        for name in stages:
-            while left and not run(name, work, instants.uniform(0, durations[name])):
-                left -= 1
-            assert run(name, work)
+    stages = stages_of(spec.recipe)
+    jobs = mortal(PRUNING, spec, stages)
+    whole, durations = jobs.undisturbed()
+    for work in jobs.killed(kills, durations):
         assert digests(work, stages) == digests(whole, stages)
-        lost = repeated(work / "said")
-        assert max(lost) <= 1
-    print(f"{kills} kills, {jobs} jobs")
+        assert max(repeated(work / "said")) <= 1
