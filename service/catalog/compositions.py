@@ -15,15 +15,7 @@ class Compositions(Tables):
 
     def compositions(self, base: str | None = None) -> tuple[NamedComposition, ...]:
         """All named compositions, or those of one base, by base and name."""
-        table = schema.compositions
-        query = (
-            sa.select(table)
-            .where(table.c.tenant == self._tenant)
-            .order_by(table.c.base, table.c.name)
-        )
-        if base is not None:
-            query = query.where(table.c.base == base)
-        return tuple(_composition(row) for row in self._all(query))
+        return tuple(_composition(row) for row in self._own(schema.compositions, base))
 
     def find_composition(self, base: str, name: str) -> NamedComposition | None:
         """A named composition, or None."""

@@ -14,15 +14,7 @@ class Generators(Tables):
 
     def generators(self, base: str | None = None) -> tuple[Generator, ...]:
         """All generators, or those of one base, by base and name."""
-        table = schema.generators
-        query = (
-            sa.select(table)
-            .where(table.c.tenant == self._tenant)
-            .order_by(table.c.base, table.c.name)
-        )
-        if base is not None:
-            query = query.where(table.c.base == base)
-        return tuple(_generator(row) for row in self._all(query))
+        return tuple(_generator(row) for row in self._own(schema.generators, base))
 
     def generator(self, base: str, name: str) -> Generator:
         what = f"generator {base}+{name}"

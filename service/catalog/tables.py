@@ -49,6 +49,13 @@ class Tables:
         with self._engine.connect() as connection:
             return list(connection.execute(query).mappings())
 
+    def _own(self, table: sa.Table, base: str | None) -> list[sa.RowMapping]:
+        """The tenant's own rows, all or those of one base, by base and name."""
+        query = sa.select(table).where(table.c.tenant == self._tenant)
+        if base is not None:
+            query = query.where(table.c.base == base)
+        return self._all(query.order_by(table.c.base, table.c.name))
+
     def _one(self, table: sa.Table, what: str, **key: str) -> sa.RowMapping:
         with self._engine.connect() as connection:
             return fetch(connection, table, what, **key)
