@@ -39,18 +39,16 @@ import report
 from safetensors.torch import load_file, save_file
 
 from pruning import evaluation
-from pruning.calibration import collect_into
 from pruning.geometry import Geometry
 from pruning.jobs.outputs import slim_base
 from pruning.methods import resolve
 from pruning.methods.entry import Statistic
-from pruning.pipeline import SEQUENCES, STAGES
+from pruning.pipeline import STAGES, calibrate
 from pruning.recipe import Method, PruneSpec, Recipe, Text
-from pruning.text import calibration_ids, load_tokenizer
+from pruning.text import load_tokenizer
 from pruning.training.data import training_split
 from pruning.training.losses import next_token
 from pruning.training.trainer import held_out_loss
-from pruning.weights.checkpoint import Checkpoint
 
 DEMO = Path(__file__).resolve().parent.parent / "deploy" / "demo"
 MODELS = ("gqa", "mha")
@@ -227,12 +225,9 @@ class Bench:
         """A work directory with statistics in it, for all that need no others."""
         work = self.work / model / f"{seed}-{'-'.join(sorted(needs)) or 'nothing'}"
         if not (work / "calibrate" / "done").exists():
-            shutil.rmtree(work, ignore_errors=True)
-            (work / "calibrate").mkdir(parents=True)
-            base, path = self.base(model), work / "calibrate" / "statistics.safetensors"
-            ids = calibration_ids(load_tokenizer(base), DEMO / self.text.file, self.text, seed)
-            save_file({"ids": ids}, work / "calibrate" / SEQUENCES)
-            collect_into(path, Checkpoint(base), ids, needs, 0, work / "state", quiet)
+            work.mkdir(parents=True, exist_ok=True)
+            asked = self.spec(model, plain("magnitude"), TARGETS[0], seed)
+            calibrate(asked, work, quiet, also=needs)
             (work / "calibrate" / "done").touch()
         return work
 

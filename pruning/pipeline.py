@@ -54,8 +54,13 @@ def schedule(spec: PruneSpec, work: Path, progress: Progress) -> None:
     approach(spec, work, STAGES, progress)
 
 
-def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
-    """Check the recipe against the base, then collect the statistics that its methods need."""
+def calibrate(
+    spec: PruneSpec, work: Path, progress: Progress, also: frozenset[Statistic] = frozenset()
+) -> None:
+    """Check the recipe against the base, then collect the statistics that its methods need.
+
+    `also` are those of other recipes that are to share them.
+    """
     out = _begin(work, "calibrate")
     recipe, checkpoint = spec.recipe, Checkpoint(base_to_cut(spec, work))
     _check(spec, checkpoint)
@@ -63,7 +68,7 @@ def calibrate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     means: set[Statistic] = {"input_moments"} if recipe.bias_compensation else set()
     repairs = (resolve("recovery", method)[0].needs for method in recipe.recovery)
     allocation, spread = resolve("allocator", recipe.allocator)
-    needs = means.union(entry.needs, params.needs, allocation.needs, spread.needs, *repairs)
+    needs = means.union(also, entry.needs, params.needs, allocation.needs, spread.needs, *repairs)
     own = part(progress, 0, 1 / (1 + len(spec.adapters))) if recipe.fleet else progress
     _measure_latency(checkpoint, recipe, out, progress)
     path, ids_ST = out / "statistics.safetensors", _sequences(spec, out, progress)
