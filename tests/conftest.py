@@ -164,7 +164,9 @@ def postgres_server() -> Iterator[str]:
         port = free.getsockname()[1]
     make = [programs / "initdb", "-D", folder / "data", "-U", "graftwork", "--auth=trust"]
     subprocess.run([*make, "--no-sync"], check=True, capture_output=True, **options)
-    settings = ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"]
+    values = {"listen_addresses": "127.0.0.1", "unix_socket_directories": folder}
+    values |= {"max_connections": 400, "fsync": "off", "synchronous_commit": "off"}
+    settings = [word for name, value in values.items() for word in ("-c", f"{name}={value}")]
     with (folder / "log").open("wb") as log:
         command = [programs / "postgres", "-D", folder / "data", "-p", str(port), *settings]
         server = subprocess.Popen(command, stderr=log, **options)
@@ -175,7 +177,7 @@ def postgres_server() -> Iterator[str]:
             break
         time.sleep(0.1)
     yield address
-    server.send_signal(signal.SIGINT)
+    server.send_signal(signal.SIGQUIT)  # at once: nobody needs what it holds
     server.wait()
     shutil.rmtree(folder)
 

@@ -1,6 +1,6 @@
 """The catalog: what there is, by name, in SQL, as frozen data."""
 
-from service import schema
+from service.catalog import migrations
 from service.catalog.adapters import Adapters
 from service.catalog.bases import Bases
 from service.catalog.compositions import Compositions
@@ -21,8 +21,7 @@ class Catalog(Publication, Bases, Adapters, Profiles, Generators, Compositions, 
 
     def __init__(self, url: str):
         super().__init__(connect(url))
-        with self._write() as connection:
-            schema.metadata.create_all(connection)
+        migrations.upgrade(self._engine)
 
     def close(self) -> None:
         self._engine.dispose()
