@@ -9,18 +9,24 @@ from service.catalog.generators import Generators
 from service.catalog.keys import Keys
 from service.catalog.profiles import Profiles
 from service.catalog.publication import Publication
+from service.catalog.quotas import Quotas
 from service.database import connect
+from service.quotas import UNLIMITED, Quota
 
 
-class Catalog(Publication, Bases, Adapters, Profiles, Generators, Compositions, Files, Keys):
+class Catalog(
+    Publication, Bases, Adapters, Profiles, Generators, Compositions, Files, Keys, Quotas
+):
     """Every lookup raises NotFound for an unknown name; every write is one transaction.
 
     Writers take turns (SQLite's write lock, an advisory lock on PostgreSQL), so that content on
     disk can appear and go together with the rows that refer to it.
     """
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, quota: Quota = UNLIMITED):
+        """Open a database whose tenants have `quota` unless they have their own."""
         super().__init__(connect(url))
+        self._common = quota
         migrations.upgrade(self._engine)
 
     def close(self) -> None:

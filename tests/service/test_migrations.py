@@ -159,3 +159,19 @@ def test_what_a_newer_release_made_is_left_alone(url: str, engine: sa.Engine):
         connection.exec_driver_sql(f"UPDATE {migrations.VERSION_TABLE} SET version_num = '9999'")
     with pytest.raises(InvalidInput, match="9999.*newer Graftwork"):
         Catalog(url)
+
+
+def test_what_lies_on_disk_is_measured(url: str, engine: sa.Engine, adapter_directory: Path):
+    with database.migrating(engine) as connection:
+        migrations.to(connection, "0001")
+        tables = r0001_catalog.metadata.tables
+        base = {"name": "demo", "path": str(adapter_directory), "digest": DIGEST, "config": {}}
+        base |= {"serve": True, "tenant": LOCAL, "shared": True, "created": 1}
+        connection.execute(tables["bases"].insert(), [base])
+        adapter = {"base": "demo", "name": "sql", "path": str(adapter_directory), "rank": 2}
+        adapter |= {"tenant": LOCAL, "shared": False, "digest": DIGEST, "created": 1}
+        connection.execute(tables["adapters"].insert(), [adapter])
+    catalog = Catalog(url)
+    size = sum(file.stat().st_size for file in adapter_directory.iterdir())
+    assert (catalog.adapter("demo", "sql").bytes, catalog.stored_bytes()) == (size, size)
+    catalog.close()
