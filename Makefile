@@ -5,6 +5,9 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEVELOPER := .venv/.developer
 
+# What is run on PostgreSQL as well, where a server is installed; skipped where not.
+ON_POSTGRESQL := tests/service/test_tenants.py tests/service/test_quotas.py
+
 .PHONY: serve test check kernels clean
 
 serve: $(INSTALLED)
@@ -12,6 +15,7 @@ serve: $(INSTALLED)
 
 test: check
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --database postgresql $(ON_POSTGRESQL)
 
 check: $(DEVELOPER)
 	$(BIN)/ruff check .

@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 
 Publish = Callable[[PruneSpec | AnyAdapterSpec, Path, str], None]
 
-_ACTIVE = ("ENQUEUED", "DELAYED", "PENDING")
 _PROGRESS_SECONDS = 0.5
 _PROGRESS_STEP = 0.01
 
@@ -205,7 +204,7 @@ def _sweep(jobs: Path) -> None:
     """Remove what is left of jobs that were cancelled while no worker ran."""
     for work in jobs.iterdir():
         states = map(DBOS.get_workflow_status, (work.name, job.publication(work.name)))
-        if work.is_dir() and not any(state and state.status in _ACTIVE for state in states):
+        if work.is_dir() and not any(state and state.status in job.ACTIVE for state in states):
             shutil.rmtree(work, ignore_errors=True)
 
 

@@ -36,6 +36,7 @@ from service.routes import (
     keys,
     metrics,
     models,
+    tenants,
 )
 from service.settings import Settings
 from service.tenants import SCRAPER
@@ -51,6 +52,7 @@ _ROUTERS = (  # first match
     compositions,
     files,
     keys,
+    tenants,
     health,
     metrics,
 )
@@ -61,7 +63,7 @@ def create_app(settings: Settings | None = None, engines: Engines | None = None)
     """The gateway's application; without `settings` they come from the environment."""
     settings = settings or Settings()
     engines = engines or Engines(settings)
-    catalog = Catalog(settings.database)
+    catalog = Catalog(settings.database, settings.quota)
     app = FastAPI(title="Graftwork", lifespan=_lifespan)
     state = app.state
     state.settings, state.catalog, state.engines = settings, catalog, engines
@@ -73,13 +75,9 @@ def create_app(settings: Settings | None = None, engines: Engines | None = None)
     state.proxy = Proxy(engines, state.composer, state.metrics)
     state.authenticator = Authenticator(catalog, settings.host)
     handlers.install(app)
+    app.add_middleware(Limits, quota_of=lambda tenant: catalog.of(tenant).quota())
     app.add_middleware(
         BodyLimit, upload_limit=settings.upload_limit_bytes, limit=settings.body_limit_bytes
-    )
-    app.add_middleware(
-        Limits,
-        per_minute=settings.tenant_requests_per_minute,
-        concurrent=settings.tenant_concurrent_requests,
     )
     app.add_middleware(
         Authentication,

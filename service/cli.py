@@ -49,11 +49,13 @@ bases = typer.Typer(
     help="Bases: dense ones you register, slim ones jobs make.", no_args_is_help=True
 )
 adapters = typer.Typer(help="LoRA adapters of the bases.", no_args_is_help=True)
+tenants = typer.Typer(help="Tenants: what each may take.", no_args_is_help=True)
 keys = typer.Typer(help="API keys of tenants, in the database.", no_args_is_help=True)
 app.add_typer(jobs, name="jobs")
 app.add_typer(bases, name="bases")
 app.add_typer(adapters, name="adapters")
 app.add_typer(keys, name="keys")
+app.add_typer(tenants, name="tenants")
 
 
 @app.command()
@@ -318,6 +320,27 @@ def revoke_key(id: str) -> None:
     from service.commands import keys
 
     keys.revoke(id)
+
+
+@tenants.command("list")
+def list_tenants(as_json: Json = False) -> None:
+    """List the tenants: what each may take, and the bytes it stores."""
+    from service.commands import tenants
+
+    tenants.list_tenants(as_json)
+
+
+@tenants.command("quota")
+def tenant_quota(
+    tenant: str,
+    changes: Annotated[
+        list[str] | None, typer.Argument(help="NAME=NUMBER, NAME=none or NAME=default")
+    ] = None,
+) -> None:
+    """Show what a tenant may take, after these changes, if any."""
+    from service.commands import tenants
+
+    tenants.quota(tenant, changes or [])
 
 
 def main() -> None:

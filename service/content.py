@@ -47,6 +47,13 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files below a directory; 0 where there is nothing."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size if path.is_file() else 0
+
+
 def sweep(parent: Path) -> None:
     """Remove what a killed process left half-made; what is being made elsewhere is younger."""
     if parent.is_dir():

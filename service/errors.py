@@ -52,6 +52,12 @@ class TooManyRequests(GraftworkError):
     status, code, type = 429, "rate_limit_exceeded", "rate_limit_error"
 
 
+class QuotaExceeded(GraftworkError):
+    """The tenant stores as much as it may."""
+
+    status, code, type = 403, "insufficient_quota", "insufficient_quota"
+
+
 class Conflict(GraftworkError):
     """The object exists already, or is in use."""
 

@@ -4,12 +4,13 @@ import copy
 import hashlib
 import itertools
 import secrets
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self, get_args
 
-from dbos import DBOS, DBOSClient, WorkflowStatus, error
+from dbos import DBOS, DBOSClient, EnqueueOptions, WorkflowStatus, error
 
 from pruning.adapters import jobs as adapters
 from pruning.adapters.generate.recipes import GenerateRecipe, TrainGeneratorRecipe
@@ -20,7 +21,7 @@ from pruning.jobs.kinds import ADAPTERS, KINDS, PRUNING, Kind
 from pruning.recipe import Recipe
 from service.catalog import Catalog
 from service.datasets import Datasets
-from service.errors import Conflict, NotFound
+from service.errors import Conflict, NotFound, TooManyRequests
 from service.generation import resolve_generation, resolve_training
 from service.job_objects import (
     AnyRecipe,
@@ -40,6 +41,8 @@ from service.recipes import resolve, resolve_adapters
 from service.settings import Settings
 from service.tenants import LOCAL
 
+_JOB_SECONDS = 30  # after which it is worth asking whether one has ended
+
 
 class Jobs:
     """Every method is synchronous and reads the database; nothing is kept in memory."""
@@ -54,6 +57,7 @@ class Jobs:
         self._datasets = Datasets(settings.datasets, settings.hub)
         self._artifacts = settings.artifacts
         self._tenant = LOCAL
+        self._creating = threading.Lock()
 
     def of(self, tenant: str, catalog: Catalog) -> Self:
         """The same, for a tenant with its catalog."""
@@ -68,7 +72,8 @@ class Jobs:
         """Enqueue a recipe; the same idempotency key and recipe again is the same job.
 
         Raises InvalidInput for a recipe that cannot be run; Conflict when the key was used for
-        another recipe, or the name is taken or about to be.
+        another recipe, or the name is taken or about to be; TooManyRequests or QuotaExceeded when
+        the tenant has as much as it may.
         """
         kind = PRUNING if isinstance(recipe, Recipe) else ADAPTERS
         id = kind.prefix + (_hash(self._tenant, key) if key else secrets.token_hex(12))
@@ -83,17 +88,17 @@ class Jobs:
             spec = resolved.model_dump(mode="json")
             makes = adapters.makes(recipe)
             unique = f"{self._tenant}/{makes}"
+        options: EnqueueOptions = {
+            "workflow_name": kind.workflow,
+            "queue_name": contract.QUEUE,
+            "workflow_id": id,
+            "deduplication_id": unique,
+            "attributes": {"created_ns": time.time_ns(), "tenant": self._tenant},
+        }
         try:
-            self._client.enqueue(
-                {
-                    "workflow_name": kind.workflow,
-                    "queue_name": contract.QUEUE,
-                    "workflow_id": id,
-                    "deduplication_id": unique,
-                    "attributes": {"created_ns": time.time_ns(), "tenant": self._tenant},
-                },
-                spec | {"tenant": self._tenant},
-            )
+            with self._creating:  # so that no other job comes between the count and this one
+                self._check_quota()
+                self._client.enqueue(options, spec | {"tenant": self._tenant})
         except error.DBOSQueueDeduplicatedError:
             if self._find(id) is None:
                 raise Conflict(
@@ -101,6 +106,23 @@ class Jobs:
                     param="name",
                 ) from None
         return self._same(self._one(id), recipe)
+
+    def open(self) -> int:
+        """How many jobs of the tenant have not ended."""
+        names = [kind.workflow for kind in KINDS]
+        known = self._client.list_workflows(
+            name=names, status=list(contract.ACTIVE), load_input=False, load_output=False
+        )
+        return sum(_owner(work) == self._tenant for work in known)
+
+    def _check_quota(self) -> None:
+        quota = self._catalog.quota()
+        if (most := quota.concurrent_jobs) is not None and self.open() >= most:
+            raise TooManyRequests(
+                f"{most} jobs of the tenant have not ended; wait for one, or cancel it",
+                retry_after=_JOB_SECONDS,
+            )
+        self._catalog.check_room()
 
     def _resolved(self, recipe: AnyAdapterRecipe) -> AnyAdapterSpec:
         if isinstance(recipe, TrainGeneratorRecipe):

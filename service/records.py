@@ -25,6 +25,7 @@ class Base:
     created: int
     tenant: str = LOCAL
     shared: bool = True
+    bytes: int = 0  # that Graftwork stores of it
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -43,6 +44,7 @@ class Adapter:
     created: int
     tenant: str = LOCAL
     shared: bool = False
+    bytes: int = 0
 
     @property
     def model(self) -> str:
@@ -82,6 +84,7 @@ class Generator:
     path: Path
     created: int
     tenant: str = LOCAL
+    bytes: int = 0
 
     @property
     def id(self) -> str:

@@ -26,6 +26,7 @@ bases = Table(
     Column("serve", Boolean, nullable=False),
     Column("tenant", String(63), nullable=False, index=True),
     Column("shared", Boolean, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
     Column("created", BigInteger, nullable=False),
 )
 
@@ -39,6 +40,7 @@ adapters = Table(
     Column("digest", String(64), nullable=False, index=True),
     Column("path", String, nullable=False),
     Column("rank", Integer, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
     Column("created", BigInteger, nullable=False),
 )
 
@@ -50,6 +52,7 @@ generators = Table(
     Column("name", String(63), primary_key=True),
     Column("digest", String(64), nullable=False),
     Column("path", String, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
     Column("created", BigInteger, nullable=False),
 )
 
@@ -100,4 +103,11 @@ files = Table(
     Column("purpose", String(63), nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("created", BigInteger, nullable=False),
+)
+
+quotas = Table(
+    "quotas",
+    metadata,
+    Column("tenant", String(63), primary_key=True),
+    Column("quota", JSON, nullable=False),
 )

@@ -5,6 +5,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.quotas import Quota
+
 
 class Settings(BaseSettings):
     """Read from the environment; nested nothing, so every name is GRAFTWORK_<FIELD>."""
@@ -52,11 +54,31 @@ class Settings(BaseSettings):
     tenant_requests_per_minute: int | None = Field(
         None, ge=1, description="of each tenant; no limit when absent"
     )
+    tenant_tokens_per_minute: int | None = Field(
+        None, ge=1, description="of each tenant, prompts and answers; no limit when absent"
+    )
     tenant_concurrent_requests: int | None = Field(
         None, ge=1, description="of each tenant, open at a time; no limit when absent"
     )
+    tenant_concurrent_jobs: int | None = Field(
+        None, ge=1, description="of each tenant, queued or running; no limit when absent"
+    )
+    tenant_stored_bytes: int | None = Field(
+        None, ge=1, description="of each tenant, uploads and what jobs made; no limit when absent"
+    )
     upload_limit_bytes: int = Field(2 << 30, ge=1 << 10, description="multipart bodies")
     body_limit_bytes: int = Field(32 << 20, ge=1 << 10, description="all other bodies")
+
+    @property
+    def quota(self) -> Quota:
+        """Of every tenant that has none of its own."""
+        return Quota(
+            requests_per_minute=self.tenant_requests_per_minute,
+            tokens_per_minute=self.tenant_tokens_per_minute,
+            concurrent_requests=self.tenant_concurrent_requests,
+            concurrent_jobs=self.tenant_concurrent_jobs,
+            stored_bytes=self.tenant_stored_bytes,
+        )
 
     @property
     def database(self) -> str:

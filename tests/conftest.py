@@ -11,7 +11,8 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ ADAPTER_CONFIG: dict[str, Any] = {
     "target_modules": list(LINEARS),
     "bias": "none",
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    kinds = ("sqlite", "postgresql")
+    parser.addoption("--database", choices=kinds, default="sqlite", help="for catalog and jobs")
 
 
 def _random(*shape: int) -> np.ndarray:
@@ -164,7 +170,9 @@ def postgres_server() -> Iterator[str]:
         port = free.getsockname()[1]
     make = [programs / "initdb", "-D", folder / "data", "-U", "graftwork", "--auth=trust"]
     subprocess.run([*make, "--no-sync"], check=True, capture_output=True, **options)
-    settings = ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"]
+    values = {"listen_addresses": "127.0.0.1", "unix_socket_directories": folder}
+    values |= {"max_connections": 400, "fsync": "off", "synchronous_commit": "off"}
+    settings = [word for name, value in values.items() for word in ("-c", f"{name}={value}")]
     with (folder / "log").open("wb") as log:
         command = [programs / "postgres", "-D", folder / "data", "-p", str(port), *settings]
         server = subprocess.Popen(command, stderr=log, **options)
@@ -175,18 +183,45 @@ def postgres_server() -> Iterator[str]:
             break
         time.sleep(0.1)
     yield address
-    server.send_signal(signal.SIGINT)
+    server.send_signal(signal.SIGQUIT)  # at once: nobody needs what it holds
     server.wait()
     shutil.rmtree(folder)
 
 
-@pytest.fixture
-def postgres(postgres_server: str) -> str:
-    """The URL of a new PostgreSQL database."""
+@contextmanager
+def _postgres_database(server: str, template: str = "template1") -> Iterator[str]:
     name = f"test_{secrets.token_hex(8)}"
-    with psycopg.connect(f"{postgres_server}/postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return f"{postgres_server}/{name}"
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        yield f"{server}/{name}"
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def postgres(postgres_server: str) -> Iterator[str]:
+    """The URL of a new PostgreSQL database."""
+    with _postgres_database(postgres_server) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def fresh_database(
+    request: pytest.FixtureRequest,
+) -> Callable[[], AbstractContextManager[str | None]]:
+    """A new database as --database has it: its URL, or None for SQLite below home."""
+    if request.config.getoption("database") == "sqlite":
+        return nullcontext
+    from dbos import DBOS
+
+    from service.catalog import Catalog
+
+    server: str = request.getfixturevalue("postgres_server")
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        connection.execute("CREATE DATABASE prepared")
+    url = f"{server}/prepared".replace("postgresql:", "postgresql+psycopg:")
+    DBOS.migrate(url)  # once: it takes a second
+    Catalog(url).close()
+    return partial(_postgres_database, server, "prepared")
 
 
 @pytest.fixture(scope="session")

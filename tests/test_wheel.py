@@ -52,9 +52,11 @@ def test_it_brings_the_sources_of_the_kernels_to_where_their_build_looks(unpacke
     assert found == {Path("share/graftwork/csrc") / path.name for path in SOURCES.iterdir()}
 
 
-def test_the_gateway_can_be_imported_from_it_alone(unpacked: Path, tmp_path: Path):
+def test_the_gateway_can_be_imported_from_it_alone_and_makes_its_tables(
+    unpacked: Path, tmp_path: Path
+):
     script = "import sys; sys.path.insert(0, sys.argv[1]); import service.app; "
-    script += "print(service.app.__file__)"
+    script += "service.app.Catalog('sqlite:///catalog.db').bases(); print(service.app.__file__)"
     run = subprocess.run(
         [sys.executable, "-P", "-c", script, str(unpacked)],
         cwd=tmp_path,

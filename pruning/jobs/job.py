@@ -16,6 +16,7 @@ PUBLICATION = "publish"
 EVENTS = "events"  # the stream of a job's events
 PROGRESS = "progress"  # the latest progress, as a DBOS event
 VERSION = "2"  # of the workflows' steps: a job resumes only where it means the same steps
+ACTIVE = ("ENQUEUED", "DELAYED", "PENDING")  # states of a workflow that has not ended
 SERIALIZER = DBOSPortableJSONSerializer()
 
 

@@ -1,6 +1,6 @@
 """The catalog: what there is, by name, in SQL, as frozen data."""
 
-from service import schema
+from service.catalog import migrations
 from service.catalog.adapters import Adapters
 from service.catalog.bases import Bases
 from service.catalog.compositions import Compositions
@@ -9,20 +9,25 @@ from service.catalog.generators import Generators
 from service.catalog.keys import Keys
 from service.catalog.profiles import Profiles
 from service.catalog.publication import Publication
+from service.catalog.quotas import Quotas
 from service.database import connect
+from service.quotas import UNLIMITED, Quota
 
 
-class Catalog(Publication, Bases, Adapters, Profiles, Generators, Compositions, Files, Keys):
+class Catalog(
+    Publication, Bases, Adapters, Profiles, Generators, Compositions, Files, Keys, Quotas
+):
     """Every lookup raises NotFound for an unknown name; every write is one transaction.
 
     Writers take turns (SQLite's write lock, an advisory lock on PostgreSQL), so that content on
     disk can appear and go together with the rows that refer to it.
     """
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, quota: Quota = UNLIMITED):
+        """Open a database whose tenants have `quota` unless they have their own."""
         super().__init__(connect(url))
-        with self._write() as connection:
-            schema.metadata.create_all(connection)
+        self._common = quota
+        migrations.upgrade(self._engine)
 
     def close(self) -> None:
         self._engine.dispose()

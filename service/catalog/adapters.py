@@ -1,18 +1,20 @@
 """Adapters by base and name."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from service import schema
-from service.catalog.tables import Tables, check_free, equal, fetch, insert, now, row_of
+from service import content, schema
+from service.catalog.quotas import Quotas
+from service.catalog.tables import check_free, equal, fetch, insert, now, row_of
 from service.errors import Conflict, NotFound
 from service.records import Adapter
 
 
-class Adapters(Tables):
+class Adapters(Quotas):
     """Adapters, whose content is immutable; their names may move to other content."""
 
     def adapters(self, base: str | None = None) -> tuple[Adapter, ...]:
@@ -68,14 +70,17 @@ class Adapters(Tables):
         """Register an adapter whose content `place` puts at `path`; Conflict on a taken name.
 
         `place` runs inside the transaction: no other writer can remove what it finds in place.
+        QuotaExceeded above what the tenant may store.
         """
         adapter = Adapter(base, name, digest, path, rank, now(), self._tenant)
         with self._write() as connection:
             self._check_base(connection, base)
             check_free(connection, schema.compositions, **self._key(base, name))
+            place()
+            adapter = replace(adapter, bytes=content.size(path))
             row = row_of(adapter, schema.adapters)
             insert(connection, schema.adapters, row, f"adapter {adapter.model}")
-            place()
+            self._check_room(connection)
         return adapter
 
     def replace_adapter(
@@ -88,7 +93,8 @@ class Adapters(Tables):
             place()
             values = {"path": str(path), "digest": digest, "rank": rank, "created": now()}
             update = sa.update(schema.adapters).where(equal(schema.adapters, key))
-            connection.execute(update.values(values))
+            connection.execute(update.values(**values, bytes=content.size(path)))
+            self._check_room(connection)
         return before
 
     def delete_adapter(self, base: str, name: str) -> Adapter:

@@ -6,11 +6,12 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from service import schema
-from service.catalog.tables import Tables, equal, fetch, find, insert, now, row_of
+from service.catalog.quotas import Quotas
+from service.catalog.tables import equal, fetch, find, insert, now, row_of
 from service.records import File
 
 
-class Files(Tables):
+class Files(Quotas):
     """Uploaded texts; the same content is the same file."""
 
     def files(self, purpose: str | None = None) -> tuple[File, ...]:
@@ -36,7 +37,7 @@ class Files(Tables):
     ) -> File:
         """Register a text under an id made of its digest; the same content again is the same file.
 
-        `place` runs inside the transaction, as for adapters.
+        `place` runs inside the transaction, as for adapters.  QuotaExceeded as for them.
         """
         file = File(
             f"file-{digest[:24]}", digest, path, filename, purpose, size, now(), self._tenant
@@ -45,6 +46,7 @@ class Files(Tables):
             if row := find(connection, schema.files, tenant=self._tenant, id=file.id):
                 return _file(row)
             insert(connection, schema.files, row_of(file, schema.files), f"file {file.id}")
+            self._check_room(connection)
             place()
         return file
 

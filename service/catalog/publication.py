@@ -12,7 +12,7 @@ from pruning.adapters.peft_format import read_adapter
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
 from pruning.recipe import PruneSpec
-from service import schema
+from service import content, schema
 from service.catalog.bases import Bases, new_base
 from service.catalog.tables import equal, find, insert, now, row_of
 from service.records import Adapter, Base, Generator, Profile
@@ -40,7 +40,8 @@ class Publication(Bases):
         """Register a slim base and the adapters that were carried; InvalidInput as above."""
         name, model = spec.recipe.name, artifact_dir / "model"
         made = new_base(name, model, tree_digest(model), spec.recipe.base, digest, serve=True)
-        base = replace(made, tenant=self._tenant, shared=False)
+        size = content.size(model)
+        base = replace(made, tenant=self._tenant, shared=False, bytes=size)
         adapters = [
             _carried(base, directory) for directory in sorted((artifact_dir / "adapters").glob("*"))
         ]
@@ -55,7 +56,8 @@ class Publication(Bases):
 
     def _publish_generator(self, spec: TrainGeneratorSpec, artifact_dir: Path, digest: str) -> None:
         base, name = spec.recipe.base, spec.recipe.name
-        made = Generator(base, name, digest, artifact_dir.absolute(), now(), self._tenant)
+        path, size = artifact_dir.absolute(), content.size(artifact_dir)
+        made = Generator(base, name, digest, path, now(), self._tenant, size)
         with self._write() as connection:
             row = find(connection, schema.generators, **self._key(base, name))
             if row is None:
@@ -106,4 +108,5 @@ def _taken(what: str) -> InvalidInput:
 def _carried(base: Base, directory: Path) -> Adapter:
     info = read_adapter(directory, base.geometry, field=f"adapters.{directory.name}")
     name, path = directory.name, directory.absolute()
-    return Adapter(base.name, name, info.digest, path, info.rank, now(), base.tenant)
+    adapter = Adapter(base.name, name, info.digest, path, info.rank, now(), base.tenant)
+    return replace(adapter, bytes=content.size(path))

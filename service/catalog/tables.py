@@ -2,18 +2,17 @@
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from service import schema
+from service.database import writing
 from service.errors import Conflict, NotFound
 from service.tenants import LOCAL
-
-_WRITER_LOCK = 0x67726166  # key of the PostgreSQL advisory lock that writers hold
 
 
 class Tables:
@@ -60,12 +59,8 @@ class Tables:
         with self._engine.connect() as connection:
             return fetch(connection, table, what, **key)
 
-    @contextmanager
-    def _write(self) -> Iterator[sa.Connection]:
-        with self._engine.execution_options(write=True).begin() as connection:
-            if connection.dialect.name == "postgresql":
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITER_LOCK)))
-            yield connection
+    def _write(self) -> AbstractContextManager[sa.Connection]:
+        return writing(self._engine)
 
 
 def now() -> int:

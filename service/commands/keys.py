@@ -1,18 +1,15 @@
 """`graftwork keys`: on the database itself, so that the first key needs no server and no key."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
 
 from pydantic import ValidationError
 
-from service.catalog import Catalog
-from service.commands import configuration
+from service.commands import database
 from service.commands.failure import CommandFailed, problems
 from service.commands.listing import column, show
-from service.errors import GraftworkError
 from service.routes.keys import KeyObject, NewKey
+
+_HINT = "`graftwork keys list` shows what there is"
 
 
 def create(tenant: str, name: str, scopes: list[str], days: float | None) -> None:
@@ -24,13 +21,13 @@ def create(tenant: str, name: str, scopes: list[str], days: float | None) -> Non
     except ValidationError as error:
         raise CommandFailed(problems(error)) from error
     expires = None if new.days is None else int(time.time() + new.days * 86400)
-    with _catalog() as catalog:
+    with database.catalog(_HINT) as catalog:
         _, text = catalog.add_key(new.tenant, new.name, new.scopes, expires)
     print(text)
 
 
 def list_keys(tenant: str | None, as_json: bool) -> None:
-    with _catalog() as catalog:
+    with database.catalog(_HINT) as catalog:
         keys = [KeyObject.of(key).model_dump() for key in catalog.keys(tenant)]
     show(
         keys,
@@ -39,9 +36,9 @@ def list_keys(tenant: str | None, as_json: bool) -> None:
             "TENANT": column("tenant"),
             "NAME": column("name"),
             "SCOPES": lambda row: ",".join(row["scopes"]),
-            "CREATED": lambda row: _date(row["created"]),
-            "LAST USED": lambda row: _date(row["last_used"]),
-            "ENDS": lambda row: _date(row["revoked"] or row["expires"]),
+            "CREATED": lambda row: database.date(row["created"]),
+            "LAST USED": lambda row: database.date(row["last_used"]),
+            "ENDS": lambda row: database.date(row["revoked"] or row["expires"]),
         },
         as_json,
         empty="no key yet; create one with: graftwork keys create TENANT",
@@ -50,26 +47,11 @@ def list_keys(tenant: str | None, as_json: bool) -> None:
 
 def rotate(id: str, grace: int) -> None:
     """Print the key that takes the place of another."""
-    with _catalog() as catalog:
+    with database.catalog(_HINT) as catalog:
         _, text = catalog.rotate_key(id.removeprefix("gw-"), grace)
     print(text)
 
 
 def revoke(id: str) -> None:
-    with _catalog() as catalog:
+    with database.catalog(_HINT) as catalog:
         print(f"revoked {catalog.revoke_key(id.removeprefix('gw-')).prefix}")
-
-
-@contextmanager
-def _catalog() -> Iterator[Catalog]:
-    catalog = Catalog(configuration.load().database)
-    try:
-        yield catalog
-    except GraftworkError as error:
-        raise CommandFailed(f"{error}; `graftwork keys list` shows what there is") from error
-    finally:
-        catalog.close()
-
-
-def _date(seconds: int | None) -> str:
-    return "" if seconds is None else datetime.fromtimestamp(seconds).isoformat(" ", "minutes")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ RECIPE = {"name": "demo-slim", "base": "demo", "target": 0.3}
 
 
 @contextmanager
-def _serve(home: Path) -> Iterator[str]:
+def _serve(home: Path, database: str | None) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     settings = {"HOME": home, "PORT": port, "ENGINE_KV_CACHE_BYTES": 1 << 26}
     settings |= {"COMPOSITION_LIMIT": LIMIT, "COMPOSITION_REPEATS": REPEATS}
+    settings |= {"DATABASE_URL": database} if database else {}
     environment = {f"GRAFTWORK_{name}": str(value) for name, value in settings.items()}
     with (home / "serve.log").open("wb") as log:
         server = subprocess.Popen(
@@ -79,10 +80,17 @@ def _prune(client: httpx.Client) -> None:
 
 
 @pytest.fixture(scope="session")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def gateway(
+    tmp_path_factory: pytest.TempPathFactory,
+    fresh_database: Callable[[], AbstractContextManager[str | None]],
+) -> Iterator[str]:
     """The address of a gateway that serves demo and demo-slim, with all adapters on both."""
     home = tmp_path_factory.mktemp("home")
-    with _serve(home) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with (
+        fresh_database() as database,
+        _serve(home, database) as url,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
         _wait("the gateway", 60, lambda: _answers(client, "/health"))
         _prune(client)
         _wait("the engines", 600, lambda: _answers(client, "/ready"))

@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx
@@ -38,17 +40,24 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def environment(
+    source: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    fresh_database: Callable[[], AbstractContextManager[str | None]],
+) -> Iterator[dict[str, str]]:
     """Of a demo with a home and a port of its own, and engines that leave room for others."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    settings = {
+    settings: dict[str, object] = {
         "DEMO": source,
         "HOME": tmp_path_factory.mktemp("home") / "home",
         "PORT": port,
         "ENGINE_KV_CACHE_BYTES": 1 << 26,
     }
-    return {**os.environ, **{f"GRAFTWORK_{name}": str(value) for name, value in settings.items()}}
+    with fresh_database() as url:
+        settings |= {"DATABASE_URL": url} if url else {}
+        own = {f"GRAFTWORK_{name}": str(value) for name, value in settings.items()}
+        yield {**os.environ, **own}
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -180,9 +181,12 @@ def eventually() -> Callable[..., Any]:
 
 
 @pytest.fixture
-def database() -> str | None:
+def database(
+    fresh_database: Callable[[], AbstractContextManager[str | None]],
+) -> Iterator[str | None]:
     """The URL of the database; SQLite below home when it is None."""
-    return None
+    with fresh_database() as url:
+        yield url
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ The upstreams are small, so that they can be told to answer late, to refuse, or 
 
 import asyncio
 import json
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -88,16 +89,20 @@ class Upstream:
                 return JSONResponse({"error": {"message": "broken"}}, 500)
             case "wait":
                 await self._until_left(request)
+        usage = {"total_tokens": int(found[1])} if (found := _takes(body)) else None
         if body.get("stream"):
-            return StreamingResponse(self._events(body["prompt"]), media_type="text/event-stream")
-        return JSONResponse({"path": request.url.path, "echo": body})
+            told = usage if (body.get("stream_options") or {}).get("include_usage") else None
+            events = self._events(body["prompt"], told)
+            return StreamingResponse(events, media_type="text/event-stream")
+        answer = {"path": request.url.path, "echo": body}
+        return JSONResponse(answer | ({"usage": usage} if usage else {}))
 
     async def _until_left(self, request: Request) -> None:
         while not await request.is_disconnected():
             await asyncio.sleep(0.01)
         self.left.set()
 
-    async def _events(self, prompt: str) -> AsyncIterator[bytes]:
+    async def _events(self, prompt: str, usage: Any) -> AsyncIterator[bytes]:
         yield b'data: {"text": "\xc3\xa4"}\n\n'
         if prompt == "die":
             yield b'data: {"text": "half an ev'
@@ -113,7 +118,13 @@ class Upstream:
         await asyncio.sleep(0.05)
         yield b": odd but legal\n\nda"
         await asyncio.sleep(0.05)
-        yield b"ta: [DONE]\n\n"
+        told = json.dumps({"choices": [], "usage": usage}) if usage else ""
+        yield b"ta: %s[DONE]\n\n" % (told and f"{told}\n\ndata: ").encode()
+
+
+def _takes(body: Any) -> re.Match[str] | None:
+    """The number of tokens that a prompt says it takes."""
+    return re.fullmatch(r"take (\d+) tokens", str(body.get("prompt")))
 
 
 class StandInEngine:
@@ -190,6 +201,18 @@ class StandInEngines:
 
     async def stop(self) -> None:
         await self.reconcile({})
+
+
+@pytest.fixture(autouse=True)
+def database(
+    fresh_database: Callable[[], AbstractContextManager[str | None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[None]:
+    """Settings, here and in processes that a test starts, name a database of the test's own."""
+    with fresh_database() as url:
+        if url is not None:
+            monkeypatch.setenv("GRAFTWORK_DATABASE_URL", url)
+        yield
 
 
 @pytest.fixture
