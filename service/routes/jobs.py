@@ -1,8 +1,8 @@
 """Jobs on bases and on adapters: create, look up, follow, cancel, as OpenAI's fine-tuning jobs."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import anyio
 from anyio import to_thread
@@ -30,18 +30,18 @@ _POLL_SECONDS = 0.5
 _HEARTBEAT_SECONDS = 15.0
 
 
-def _id_of(kind: Kind) -> Any:
-    """The id in a path, which is that of a job of this kind."""
+def _own(kind: Kind) -> Callable[[str], str]:
+    """The id in a path, where it is that of a job of this kind."""
 
     def own(id: str) -> str:
         if not id.startswith(kind.prefix):
             raise NotFound(f"job {id!r} does not exist", param="id")
         return id
 
-    return Annotated[str, Depends(own)]
+    return own
 
 
-SweepId = _id_of(SWEEPS)
+SweepId = Annotated[str, Depends(_own(SWEEPS))]
 
 
 @pruning.post("")
@@ -73,7 +73,7 @@ def choose(id: SweepId, choice: Choice, jobs: JobsDep, idempotency_key: Key = No
 
 def _follow(router: APIRouter, kind: Kind) -> None:
     """The routes that every kind of job has."""
-    Id = _id_of(kind)
+    Id = Annotated[str, Depends(_own(kind))]
 
     @router.get("")
     def list_jobs(jobs: JobsDep, limit: Limit = 20, after: str | None = None) -> Page[Job]:
