@@ -181,7 +181,8 @@ def test_the_artifact_holds_what_was_measured_and_its_digest_no_times(whole: Any
     assert not any("seconds" in cell for cell in lasting["cells"])
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [30])
 def test_killed_at_random_a_sweep_measures_the_same(kills: int, spec: Any, mortal: Any):
     asked = spec(criterion={"name": "obs"}, target=None, grid={"target": [0.2, 0.4]})
     jobs = mortal(SWEEPS, asked, list(STAGES))
