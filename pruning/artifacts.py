@@ -18,8 +18,9 @@ from pruning.adapters.generate.recipes import Generated, TrainGeneratorRecipe
 from pruning.adapters.jobs import AnyAdapterRecipe, ProfileRecipe
 from pruning.digest import file_digest, listing_digest
 from pruning.recipe import Recipe
+from pruning.sweeps.recipe import SweepRecipe
 
-ArtifactKind = Literal["pruned_base", "adapter", "profile", "generator"]
+ArtifactKind = Literal["pruned_base", "adapter", "profile", "generator", "sweep"]
 MANIFEST = "manifest.json"
 MEASUREMENTS = "report.*"  # timings differ between two runs of one recipe: not in the digest
 
@@ -61,7 +62,7 @@ class Manifest(_Frozen):
     kind: ArtifactKind = "pruned_base"
     digest: str
     files: dict[Annotated[str, AfterValidator(_inside)], Entry]
-    recipe: Recipe | AnyAdapterRecipe
+    recipe: Recipe | AnyAdapterRecipe | SweepRecipe
     seed: int
     parents: Parents
     generated: Generated | None = None  # of an adapter that a generator made
@@ -71,7 +72,7 @@ class Manifest(_Frozen):
 
 def seal(
     draft: Path,
-    recipe: Recipe | AnyAdapterRecipe,
+    recipe: Recipe | AnyAdapterRecipe | SweepRecipe,
     parents: Parents,
     generated: Generated | None = None,
 ) -> Manifest:
@@ -100,9 +101,11 @@ def seal(
     return manifest
 
 
-def _kind(recipe: Recipe | AnyAdapterRecipe) -> ArtifactKind:
+def _kind(recipe: Recipe | AnyAdapterRecipe | SweepRecipe) -> ArtifactKind:
     if isinstance(recipe, Recipe):
         return "pruned_base"
+    if isinstance(recipe, SweepRecipe):
+        return "sweep"
     if isinstance(recipe, TrainGeneratorRecipe):
         return "generator"
     return "profile" if isinstance(recipe, ProfileRecipe) else "adapter"

@@ -24,7 +24,7 @@ from pruning.calibration import collect_into
 from pruning.export import slim_config
 from pruning.geometry import Geometry
 from pruning.importance import score_layers
-from pruning.jobs.outputs import LATENCY, base_to_cut, slim_base, timed
+from pruning.jobs.outputs import LATENCY, SCORES, base_to_cut, shared, slim_base, timed
 from pruning.jobs.resuming import kept_in
 from pruning.methods import resolve
 from pruning.methods.entry import Statistic
@@ -49,8 +49,8 @@ Stage = Callable[[PruneSpec, Path, Progress], None]
 
 def schedule(spec: PruneSpec, work: Path, progress: Progress) -> None:
     """Make the earlier cuts, if the schedule has more than one."""
-    _begin(work, "schedule")
-    _check(spec, Checkpoint(spec.base))
+    begin(work, "schedule")
+    check(spec, Checkpoint(spec.base))
     approach(spec, work, STAGES, progress)
 
 
@@ -61,14 +61,10 @@ def calibrate(
 
     `also` are those of other recipes that are to share them.
     """
-    out = _begin(work, "calibrate")
+    out = begin(work, "calibrate")
     recipe, checkpoint = spec.recipe, Checkpoint(base_to_cut(spec, work))
-    _check(spec, checkpoint)
-    entry, params = resolve("criterion", recipe.criterion)
-    means: set[Statistic] = {"input_moments"} if recipe.bias_compensation else set()
-    repairs = (resolve("recovery", method)[0].needs for method in recipe.recovery)
-    allocation, spread = resolve("allocator", recipe.allocator)
-    needs = means.union(also, entry.needs, params.needs, allocation.needs, spread.needs, *repairs)
+    check(spec, checkpoint)
+    needs = needs_of(recipe) | also
     own = part(progress, 0, 1 / (1 + len(spec.adapters))) if recipe.fleet else progress
     _measure_latency(checkpoint, recipe, out, progress)
     path, ids_ST = out / "statistics.safetensors", _sequences(spec, out, progress)
@@ -79,24 +75,34 @@ def calibrate(
     collect_into(path, checkpoint, ids_ST, needs, recipe.sink_tokens, state / "base", own)
     if recipe.fleet:
         rest = part(progress, 1 / (1 + len(spec.adapters)), 1)
+        entry, params = resolve("criterion", recipe.criterion)
         own_needs = entry.needs | params.needs
         fleet.calibrate(spec, own_needs, ids_ST, out / "fleet", state / "fleet", rest)
 
 
+def needs_of(recipe: Recipe) -> frozenset[Statistic]:
+    """The statistics of the base that the methods of a recipe need."""
+    means = frozenset[Statistic]({"input_moments"} if recipe.bias_compensation else ())
+    repairs = (resolve("recovery", method)[0].needs for method in recipe.recovery)
+    entry, params = resolve("criterion", recipe.criterion)
+    allocation, spread = resolve("allocator", recipe.allocator)
+    return means.union(entry.needs, params.needs, allocation.needs, spread.needs, *repairs)
+
+
 def plan(spec: PruneSpec, work: Path, progress: Progress) -> None:
     """Score every unit, decide how many each layer keeps, and take the best."""
-    out = _begin(work, "plan")
+    out = begin(work, "plan")
     recipe = timed(aimed(spec, work).recipe, work)
     checkpoint = Checkpoint(base_to_cut(spec, work))
     budget.check(checkpoint.geometry, recipe)  # a latency can be judged only now
     statistics = _statistics(work)
     scoring, deciding = part(progress, 0, 0.5), part(progress, 0.5, 1)
-    state = _state(spec, work, "plan")
+    known = shared(work, SCORES, _state(spec, work, "plan"))
     if recipe.fleet:
         calibrated = work / "calibrate" / "fleet"
-        scores = fleet.scores(spec, statistics, calibrated, state, scoring)
+        scores = fleet.scores(spec, statistics, calibrated, known, scoring)
     else:
-        scores = score_layers(checkpoint, statistics, recipe, scoring, state)
+        scores = score_layers(checkpoint, statistics, recipe, scoring, known)
     ids = partial(_calibration_ids, work)
     chosen = solve(problem(checkpoint, recipe, scores, statistics, ids, deciding))
     if channels := _hidden(work):
@@ -108,7 +114,7 @@ def plan(spec: PruneSpec, work: Path, progress: Progress) -> None:
 
 def slice_(spec: PruneSpec, work: Path, progress: Progress) -> None:
     """Write the slim base: the kept rows and columns as smaller dense tensors."""
-    out = _begin(work, "slice")
+    out = begin(work, "slice")
     checkpoint, chosen = Checkpoint(base_to_cut(spec, work)), _plan(work)
     config = slim_config(checkpoint.config, chosen, spec.recipe.export)
     seen = _hidden(work)
@@ -119,7 +125,7 @@ def slice_(spec: PruneSpec, work: Path, progress: Progress) -> None:
 
 def recover(spec: PruneSpec, work: Path, progress: Progress) -> None:
     """Repair the slim base; an attempt that was killed is taken up where it was."""
-    out = _begin(work, "recover")
+    out = begin(work, "recover")
     if not spec.recipe.recovery:
         return
     whole = RecoveryContext(
@@ -139,7 +145,7 @@ def recover(spec: PruneSpec, work: Path, progress: Progress) -> None:
 
 def carry_(spec: PruneSpec, work: Path, progress: Progress) -> None:
     """Carry every adapter through the plan."""
-    out = _begin(work, "carry")
+    out = begin(work, "carry")
     checkpoint, chosen = Checkpoint(spec.base), _plan(work)
     slim = Geometry.from_config(slim_config(checkpoint.config, chosen, spec.recipe.export))
     cut = Cut(checkpoint.geometry, chosen, slim, spec.recipe.name)
@@ -159,7 +165,7 @@ def evaluate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     from pruning.reports.measure import measure  # imports seconds' worth of transformers and peft
     from pruning.reports.page import render
 
-    out = _begin(work, "evaluate")
+    out = begin(work, "evaluate")
     state = _state(spec, work, "evaluate")
     report = measure(spec, work, _plan(work), state, progress)
     (out / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -177,7 +183,7 @@ STAGES: dict[str, Stage] = {
 }
 
 
-def _begin(work: Path, stage: str) -> Path:
+def begin(work: Path, stage: str) -> Path:
     """An empty directory for the stage's outputs; nothing random or order-dependent from here."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it
     torch.use_deterministic_algorithms(True)
@@ -192,7 +198,8 @@ def _state(spec: PruneSpec, work: Path, stage: str) -> Path:
     return kept_in(work / f"{stage}.state", spec=spec.model_dump_json())
 
 
-def _check(spec: PruneSpec, checkpoint: Checkpoint) -> None:
+def check(spec: PruneSpec, checkpoint: Checkpoint) -> None:
+    """Raise InvalidInput if the recipe cannot be run on this base."""
     recipe = spec.recipe
     budget.check(checkpoint.geometry, recipe)
     check_length(checkpoint.config, recipe.calibration, "calibration")

@@ -30,10 +30,11 @@ from pruning.jobs.kinds import KINDS, Kind, kind_of
 from pruning.jobs.runner import Cancelled, Runner
 from pruning.progress import Progress
 from pruning.recipe import PruneSpec
+from pruning.sweeps.recipe import SweepSpec
 
 log = logging.getLogger(__name__)
 
-Publish = Callable[[PruneSpec | AnyAdapterSpec, Path, str], None]
+Publish = Callable[[PruneSpec | AnyAdapterSpec | SweepSpec, Path, str], None]
 
 _PROGRESS_SECONDS = 0.5
 _PROGRESS_STEP = 0.01

@@ -48,10 +48,12 @@ jobs = typer.Typer(help="Pruning jobs: list, show, follow, cancel.", no_args_is_
 bases = typer.Typer(
     help="Bases: dense ones you register, slim ones jobs make.", no_args_is_help=True
 )
+sweep = typer.Typer(help="Many recipes in one job, and the best of them.", no_args_is_help=True)
 adapters = typer.Typer(help="LoRA adapters of the bases.", no_args_is_help=True)
 tenants = typer.Typer(help="Tenants: what each may take.", no_args_is_help=True)
 keys = typer.Typer(help="API keys of tenants, in the database.", no_args_is_help=True)
 app.add_typer(jobs, name="jobs")
+app.add_typer(sweep, name="sweep")
 app.add_typer(bases, name="bases")
 app.add_typer(adapters, name="adapters")
 app.add_typer(keys, name="keys")
@@ -97,14 +99,37 @@ def doctor(url: Url, as_json: Json = False) -> None:
 
 @app.command()
 def prune(
-    recipe: Annotated[Path, typer.Argument(help="a YAML file; see docs/recipes.md")],
     url: Url,
+    recipe: Annotated[
+        Path | None, typer.Argument(help="a YAML file; see docs/recipes.md", show_default=False)
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", "-w", help="show progress until the end")] = False,
+    from_sweep: Annotated[
+        str | None, typer.Option(help="instead of a recipe: a sweep, whose best cell is made")
+    ] = None,
+    target_bytes: Annotated[int | None, typer.Option(help="the most that it may take")] = None,
+    target_latency: Annotated[
+        float | None, typer.Option(help="the most milliseconds of a decoding step")
+    ] = None,
+    max_loss: Annotated[
+        float | None, typer.Option(help="the most nats per token over the dense base")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="of the slim base; SWEEP-CELL")] = None,
 ) -> None:
-    """Start the pruning job of a recipe; texts that it names by path are uploaded first."""
+    """Start the pruning job of a recipe, its texts uploaded first, or of the best cell of a sweep.
+
+    With --from-sweep give one limit: within bytes or milliseconds the cell that loses least is
+    made, within a loss the smallest.
+    """
     from service.commands import prune
 
-    prune.prune(url, recipe, wait)
+    limits = {
+        "target_bytes": target_bytes,
+        "target_latency_ms": target_latency,
+        "max_loss": max_loss,
+        "name": name,
+    }
+    prune.start(url, recipe, from_sweep, limits, wait)
 
 
 @app.command()
@@ -147,6 +172,41 @@ def cancel_job(id: str, url: Url) -> None:
     from service.commands import jobs
 
     jobs.cancel(url, id)
+
+
+@sweep.command("run")
+def run_sweep(
+    recipe: Annotated[Path, typer.Argument(help="a YAML file with a grid; see docs/sweeps.md")],
+    url: Url,
+    wait: Annotated[bool, typer.Option("--wait", "-w", help="show progress until the end")] = False,
+) -> None:
+    """Start the job that makes and measures every cell of a grid."""
+    from service.commands import sweep
+
+    sweep.run(url, recipe, wait)
+
+
+@sweep.command("list")
+def list_sweeps(
+    url: Url, limit: Annotated[int, typer.Option(min=1, max=100)] = 20, as_json: Json = False
+) -> None:
+    """List the newest sweeps."""
+    from service.commands import sweep
+
+    sweep.list_sweeps(url, limit, as_json)
+
+
+@sweep.command("show")
+def show_sweep(
+    id: str,
+    url: Url,
+    whole: Annotated[bool, typer.Option("--all", help="all cells, not the front alone")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print the cells of a sweep that nothing beats in both size and loss, smallest first."""
+    from service.commands import sweep
+
+    sweep.show_sweep(url, id, whole, as_json)
 
 
 @bases.command("list")

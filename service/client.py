@@ -14,7 +14,8 @@ Json = dict[str, Any]
 
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0, read=600.0)  # a base is hashed before it is answered
 _STREAM_TIMEOUT = httpx.Timeout(30.0, connect=5.0, read=60.0)  # a silent stream has a heartbeat
-_JOBS, _ADAPTER_JOBS = "/v1/pruning/jobs", "/v1/adapters/jobs"
+_JOBS, _ADAPTER_JOBS, _SWEEPS = "/v1/pruning/jobs", "/v1/adapters/jobs", "/v1/pruning/sweeps"
+_PATHS = {"adapterjob": _ADAPTER_JOBS, "sweepjob": _SWEEPS}  # of jobs, by what their ids begin with
 _ADAPTER_FILES = ("adapter_*", "eval.jsonl", "calibration.jsonl")
 
 
@@ -116,6 +117,18 @@ class Client:
         """Start a job that merges, compresses or generates adapters, or trains a generator."""
         return self._ask("POST", _ADAPTER_JOBS, json=dict(recipe))
 
+    def submit_sweep(self, recipe: Mapping[str, Any]) -> Json:
+        """Start a job that tries every cell of a grid."""
+        return self._ask("POST", _SWEEPS, json=dict(recipe))
+
+    def choose(self, sweep: str, choice: Mapping[str, Any]) -> Json:
+        """Start the pruning job of the cell of a sweep that fits best."""
+        return self._ask("POST", f"{_SWEEPS}/{sweep}/jobs", json=dict(choice))
+
+    def sweeps(self, limit: int) -> list[Json]:
+        """The newest sweeps."""
+        return self._list(_SWEEPS, {"limit": limit})
+
     def job(self, id: str) -> Json:
         return self._ask("GET", f"{_path(id)}")
 
@@ -184,7 +197,7 @@ class Client:
 
 
 def _path(job: str) -> str:
-    return f"{_ADAPTER_JOBS if job.startswith('adapterjob-') else _JOBS}/{job}"
+    return f"{_PATHS.get(job.partition('-')[0], _JOBS)}/{job}"
 
 
 def _checked(response: httpx.Response) -> Any:

@@ -9,14 +9,25 @@ from pydantic import BaseModel, ConfigDict
 from pruning.adapters.jobs import AnyAdapterRecipe, AnyAdapterSpec, results
 from pruning.errors import InvalidInput
 from pruning.jobs.job import Event, Progress
-from pruning.jobs.kinds import ADAPTERS, PRUNING, kind_of
+from pruning.jobs.kinds import ADAPTERS, PRUNING, SWEEPS, kind_of
 from pruning.recipe import PruneSpec, Recipe
+from pruning.sweeps.recipe import SweepRecipe, SweepSpec
 
 Item = TypeVar("Item", "Job", "JobEvent")
 Status = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
 ENDED = ("succeeded", "failed", "cancelled")
-PATHS = {PRUNING: "/v1/pruning/jobs", ADAPTERS: "/v1/adapters/jobs"}
-AnyRecipe = Recipe | AnyAdapterRecipe
+PATHS = {
+    PRUNING: "/v1/pruning/jobs",
+    ADAPTERS: "/v1/adapters/jobs",
+    SWEEPS: "/v1/pruning/sweeps",
+}
+OBJECTS: dict[str, Literal["pruning.job", "adapter.job", "sweep.job"]] = {
+    PRUNING.workflow: "pruning.job",
+    ADAPTERS.workflow: "adapter.job",
+    SWEEPS.workflow: "sweep.job",
+}
+AnyRecipe = Recipe | AnyAdapterRecipe | SweepRecipe
+AnySpec = PruneSpec | AnyAdapterSpec | SweepSpec
 
 _STATUS: dict[str, Status] = {
     "ENQUEUED": "queued",
@@ -50,11 +61,11 @@ class Job(_Frozen):
     """A job; `progress` is the fraction of the whole that is done, times are Unix seconds.
 
     `pruned_model`, `result` and `error` are null until the job has ended; the first always is for
-    a job on adapters, whose `result.models` name them.
+    a job on adapters, whose `result.models` name them, and for a sweep, which makes none.
     """
 
     id: str
-    object: Literal["pruning.job", "adapter.job"] = "pruning.job"
+    object: Literal["pruning.job", "adapter.job", "sweep.job"] = "pruning.job"
     created_at: int
     started_at: int | None
     finished_at: int | None
@@ -106,7 +117,7 @@ def job_object(
     done = status == "succeeded"
     return Job(
         id=work.workflow_id,
-        object="pruning.job" if isinstance(recipe, Recipe) else "adapter.job",
+        object=OBJECTS[work.name],
         created_at=_seconds(work.created_at) or 0,
         started_at=_seconds(work.dequeued_at),
         finished_at=_seconds(last.completed_at) if status in ENDED else None,
@@ -166,23 +177,25 @@ def last_event(job: Job) -> JobEvent:
     return event_object(job.id, "end", end)
 
 
-def spec_of(work: WorkflowStatus) -> PruneSpec | AnyAdapterSpec:
+def spec_of(work: WorkflowStatus) -> AnySpec:
     """The spec that a job was created with."""
     assert work.input is not None
     known = kind_of(work.workflow_id).spec
-    spec: PruneSpec | AnyAdapterSpec = known.validate_python(work.input["args"][0])
+    spec: AnySpec = known.validate_python(work.input["args"][0])
     return spec
 
 
-def _models(spec: PruneSpec | AnyAdapterSpec) -> tuple[str, ...]:
+def _models(spec: AnySpec) -> tuple[str, ...]:
     """What a job makes, as requests name it."""
+    if isinstance(spec, SweepSpec):
+        return ()
     if not isinstance(spec, PruneSpec):
         return tuple(f"{spec.recipe.base}+{name}" for name in results(spec.recipe))
     name = spec.recipe.name
     return (name, *(f"{name}+{adapter}" for adapter in sorted(spec.adapters)))
 
 
-def _result(work: WorkflowStatus, spec: PruneSpec | AnyAdapterSpec) -> JobResult:
+def _result(work: WorkflowStatus, spec: AnySpec) -> JobResult:
     assert work.output is not None
     path = PATHS[kind_of(work.workflow_id)]
     return JobResult(

@@ -17,8 +17,11 @@ from pruning.adapters.generate.recipes import GenerateRecipe, TrainGeneratorReci
 from pruning.adapters.jobs import AnyAdapterRecipe, AnyAdapterSpec
 from pruning.errors import InvalidInput
 from pruning.jobs import job as contract
-from pruning.jobs.kinds import ADAPTERS, KINDS, PRUNING, Kind
+from pruning.jobs.kinds import ADAPTERS, KINDS, PRUNING, SWEEPS, Kind
 from pruning.recipe import Recipe
+from pruning.sweeps.choice import Choice
+from pruning.sweeps.recipe import SweepRecipe
+from pruning.sweeps.report import SweepReport
 from service.catalog import Catalog
 from service.datasets import Datasets
 from service.errors import Conflict, NotFound, TooManyRequests
@@ -37,7 +40,7 @@ from service.job_objects import (
     spec_of,
     status_of,
 )
-from service.recipes import resolve, resolve_adapters
+from service.recipes import resolve, resolve_adapters, resolve_sweep
 from service.settings import Settings
 from service.tenants import LOCAL
 
@@ -75,7 +78,7 @@ class Jobs:
         another recipe, or the name is taken or about to be; TooManyRequests or QuotaExceeded when
         the tenant has as much as it may.
         """
-        kind = PRUNING if isinstance(recipe, Recipe) else ADAPTERS
+        kind = _kind_of(recipe)
         id = kind.prefix + (_hash(self._tenant, key) if key else secrets.token_hex(12))
         if existing := self._find(id):
             return self._same(existing, recipe)
@@ -83,6 +86,10 @@ class Jobs:
             whole = resolve(recipe, self._catalog, self._datasets)
             spec, makes = whole.model_dump(mode="json"), recipe.name
             unique = makes
+        elif isinstance(recipe, SweepRecipe):
+            sweep = resolve_sweep(recipe, self._catalog, self._datasets)
+            spec, makes = sweep.model_dump(mode="json"), f"sweep {recipe.name}"
+            unique = f"{self._tenant}/{makes}"
         else:
             resolved = self._resolved(recipe)
             spec = resolved.model_dump(mode="json")
@@ -190,6 +197,15 @@ class Jobs:
             raise NotFound(f"the report of job {id} is not written as {format}")
         return path
 
+    def choose(self, sweep: str, choice: Choice, key: str | None = None) -> Job:
+        """Start the job of the cell of a sweep that fits best.
+
+        Raises as `create` does, NotFound where the sweep has not succeeded, and InvalidInput that
+        names the nearest cell where none fits.
+        """
+        report = SweepReport.model_validate_json(self.report(sweep, "json").read_bytes())
+        return self.create(choice.recipe(report), key)
+
     def _known(self, kind: Kind) -> Sequence[WorkflowStatus]:
         return self._client.list_workflows(name=kind.workflow, load_input=False, load_output=False)
 
@@ -224,6 +240,12 @@ class Jobs:
 
     def _workflow(self, id: str) -> WorkflowStatus | None:
         return next(iter(self._client.list_workflows(workflow_ids=[id])), None)
+
+
+def _kind_of(recipe: AnyRecipe) -> Kind:
+    if isinstance(recipe, SweepRecipe):
+        return SWEEPS
+    return PRUNING if isinstance(recipe, Recipe) else ADAPTERS
 
 
 def _hash(tenant: str, key: str) -> str:

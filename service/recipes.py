@@ -15,6 +15,7 @@ from pruning.adapters.jobs import (
 from pruning.allocation import budget
 from pruning.errors import InvalidInput
 from pruning.recipe import PruneSpec, Recipe
+from pruning.sweeps.recipe import SweepRecipe, SweepSpec
 from service.catalog import Catalog
 from service.datasets import Datasets
 from service.errors import Conflict
@@ -27,12 +28,31 @@ def resolve(recipe: Recipe, catalog: Catalog, datasets: Datasets) -> PruneSpec:
 
     Conflict when the name of the slim base to be is taken.
     """
-    base = lookup("base", lambda: catalog.base(recipe.base))
-    budget.check(base.geometry, recipe)
+    spec = _resolved(recipe, catalog, datasets)
     if any(taken.name == recipe.name for taken in catalog.every_base()):
         raise Conflict(
             f"base {recipe.name!r} exists already; delete it or choose another name", param="name"
         )
+    return spec
+
+
+def resolve_sweep(recipe: SweepRecipe, catalog: Catalog, datasets: Datasets) -> SweepSpec:
+    """Look up every name of all cells; InvalidInput names what is wrong in the grid or beside it.
+
+    What cells would be called may be taken: they are served under no name.
+    """
+    cells = []
+    for number, cell in enumerate(recipe.cells()):
+        try:
+            cells.append(_resolved(cell, catalog, datasets))
+        except InvalidInput as error:
+            raise recipe.blamed(error, number) from error
+    return SweepSpec(recipe=recipe, cells=tuple(cells))
+
+
+def _resolved(recipe: Recipe, catalog: Catalog, datasets: Datasets) -> PruneSpec:
+    base = lookup("base", lambda: catalog.base(recipe.base))
+    budget.check(base.geometry, recipe)
     registered = {adapter.name: adapter.path for adapter in catalog.adapters(base.name)}
     names = tuple(registered) if recipe.adapters == "all" else recipe.adapters
     for name in names:

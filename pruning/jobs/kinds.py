@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from pruning.adapters import jobs as adapters
 from pruning.adapters.jobs import AnyAdapterSpec
 from pruning.recipe import PruneSpec, Recipe
+from pruning.sweeps.recipe import SweepSpec
 
 STAGES = ("schedule", "calibrate", "plan", "slice", "recover", "carry", "evaluate", "publish")
 
@@ -42,7 +43,14 @@ ADAPTERS = Kind(
     adapters.stages_of,
     "pruning.adapters.pipeline",
 )
-KINDS = (PRUNING, ADAPTERS)
+SWEEPS = Kind(
+    "sweep",
+    "sweepjob-",
+    TypeAdapter(SweepSpec),
+    lambda recipe: ("calibrate", "reference", "cells", "publish"),
+    "pruning.sweeps.pipeline",
+)
+KINDS = (PRUNING, ADAPTERS, SWEEPS)
 
 
 def kind_of(id: str) -> Kind:

@@ -7,6 +7,7 @@ from pruning.allocation.latency import LatencyTable
 from pruning.recipe import PruneSpec, Recipe
 
 LATENCY = "latency.json"  # times by which `plan` reaches a latency, in WORK/calibrate
+REFERENCE, SCORES = "reference", "scores"  # what jobs on one base share, see `shared`
 ROUNDS = "rounds.json"  # what the schedule until_stop leaves of itself in WORK/schedule
 
 
@@ -15,6 +16,12 @@ def emptied(work: Path, stage: str) -> Path:
     shutil.rmtree(work / stage, ignore_errors=True)
     (work / stage).mkdir(parents=True)
     return work / stage
+
+
+def shared(work: Path, name: str, own: Path) -> Path:
+    """Where a job keeps such measurements: WORK/NAME if others gave it theirs, else `own`."""
+    given = work / name
+    return given if given.is_dir() else own
 
 
 def lifted_base(work: Path) -> Path:

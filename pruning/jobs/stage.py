@@ -97,11 +97,11 @@ def main(arguments: list[str] | None = None) -> int:
     except InvalidInput as error:
         say({"error": {"code": error.code, "message": error.message, "param": error.field}})
         return INVALID_INPUT
-    say({"peak_rss_bytes": _peak_rss_bytes()})
+    say({"peak_rss_bytes": peak_rss_bytes()})
     return 0
 
 
-def _peak_rss_bytes() -> int:
+def peak_rss_bytes() -> int:
     """The most memory this process has held; rusage would begin with the peak of its parent."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024

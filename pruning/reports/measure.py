@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from pruning.adapters.peft_format import EVALUATION
 from pruning.evaluation import Example, Windows
 from pruning.geometry import Geometry
 from pruning.hidden import widened
-from pruning.jobs.outputs import slim_base, timed
+from pruning.jobs.outputs import REFERENCE, shared, slim_base, timed
 from pruning.latency import decode_ms
 from pruning.methods import resolve
 from pruning.methods.entry import Kind, MethodEntry
@@ -50,13 +50,14 @@ from pruning.text import Tokenizer, load_tokenizer
 from pruning.weights.checkpoint import Checkpoint
 
 PACKAGES = ("graftwork", "torch", "transformers", "peft", "safetensors", "numpy")
+PROBES = "probes"  # what the dense base makes of them
 EARLIER_STAGES = ("schedule", "calibrate", "plan", "slice", "recover", "carry")
 
 
 def measure(spec: PruneSpec, work: Path, plan: Plan, state: Path, progress: Progress) -> Report:
     """Run both bases over the held-out text, and over the rows of each adapter that has some.
 
-    What is in `state` survives a kill.
+    What is in `state` survives a kill; of the dense base nothing is measured that is known.
     """
     started = time.monotonic()
     dense, model = Checkpoint(spec.base), slim_base(spec, work)
@@ -89,6 +90,15 @@ def measure(spec: PruneSpec, work: Path, plan: Plan, state: Path, progress: Prog
         versions={"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES},
     )
+
+
+def reference(spec: PruneSpec, directory: Path, progress: Progress) -> dict[str, float]:
+    """Measure the dense base for all jobs that find `directory` as WORK/reference.
+
+    Returns the loss of each adapter that has rows on it, in nats per completion token.
+    """
+    run = _dense(spec, _data(spec, Checkpoint(spec.base)), directory, progress)
+    return dict(run.adapter_losses)
 
 
 def _latency(spec: PruneSpec, work: Path, plan: Plan) -> LatencyReport | None:
@@ -197,40 +207,61 @@ def _runs(
     spec: PruneSpec, work: Path, plan: Plan, data: _Data, state: Path, progress: Progress
 ) -> tuple[_Run, _Run]:
     """The dense base, then the slim one, each with its adapters: one of them is in memory."""
-    known, probes_WT, records = _Known(state), data.probes_WT, state / "probes"
-    dense = _Subject(spec.base, spec.adapters, lambda base: record(base, probes_WT, records))
-    before = _run(dense, data, known.of("dense"), part(progress, 0, 0.6))
+    directory = shared(work, REFERENCE, state)
+    before = _dense(spec, data, directory, part(progress, 0, 0.6))
 
     def compared(base: Any) -> tuple[float, list[float]]:
         widen = partial(widened, plan=plan, dense=Geometry.of(spec.base))
-        return divergence(base, probes_WT, records, plan.kept_layers, len(plan.layers), widen)
+        layers, records = (plan.kept_layers, len(plan.layers)), directory / PROBES
+        return divergence(base, data.probes_WT, records, *layers, widen)
 
     carried = {name: work / "carry" / "adapters" / name for name in spec.adapters}
     slim = _Subject(slim_base(spec, work), carried, compared)
-    return before, _run(slim, data, known.of("slim"), part(progress, 0.6, 1))
+    return before, _run(slim, data, _Known(state / "slim"), part(progress, 0.6, 1))
+
+
+def _dense(spec: PruneSpec, data: _Data, directory: Path, progress: Progress) -> _Run:
+    """The dense base, measured or known."""
+    recorded = partial(record, ids_WT=data.probes_WT, directory=directory / PROBES)
+    subject = _Subject(spec.base, spec.adapters, recorded)
+    return _run(subject, data, _Known(directory / "dense"), progress)
 
 
 def _run(subject: _Subject, data: _Data, known: _Known, progress: Progress) -> _Run:
-    """Load a base once and run it over everything, then each of its adapters over its rows."""
-    model = evaluation.load(subject.base)
+    """Run a base over everything, then each of its adapters over its rows.
+
+    It is loaded once, or never where all is known.
+    """
+    model = cache(partial(evaluation.load, subject.base))
     share = 1 / (1 + 2 * len(data.rows))
     first = part(progress, 0, share)
-    found = known("text", lambda: asdict(evaluation.perplexity(model, data.text, first)))
-    probed = known("probes", partial(subject.probe, model))
-    goes_on = partial(continuations, model, data.tokenizer, data.text.ids_WT)
-    written = known("continuations", goes_on)
+    found = known("text", lambda: asdict(evaluation.perplexity(model(), data.text, first)))
+    probed = known("probes", lambda: subject.probe(model()))
+    written = known(
+        "continuations", lambda: continuations(model(), data.tokenizer, data.text.ids_WT)
+    )
     alone, adapted = known.of("base"), known.of("adapters")
     base_losses, adapter_losses = dict[str, float](), dict[str, float]()
     for i, (name, examples) in enumerate(data.rows.items()):
         start, middle, end = (share * (1 + 2 * i + n) for n in range(3))
         ahead, behind = part(progress, start, middle), part(progress, middle, end)
-        loss = evaluation.completion_loss
-        base_losses[name] = alone(name, partial(loss, model, examples, ahead))
-        with_it = evaluation.with_adapter(model, subject.adapters[name])
-        adapter_losses[name] = adapted(name, partial(loss, with_it, examples, behind))
-        model = with_it.unload()
+        base_losses[name] = alone(name, partial(_loss, model, None, examples, ahead))
+        adapter = subject.adapters[name]
+        adapter_losses[name] = adapted(name, partial(_loss, model, adapter, examples, behind))
     quality = Quality(token_perplexity=found["token"], word_perplexity=found["word"])
     return _Run(quality, probed, written, base_losses, adapter_losses)
+
+
+def _loss(
+    model: Callable[[], Any], adapter: Path | None, examples: list[Example], progress: Progress
+) -> float:
+    """Of the base, or of the base with an adapter, which it is then without again."""
+    if adapter is None:
+        return evaluation.completion_loss(model(), examples, progress)
+    adapted = evaluation.with_adapter(model(), adapter)
+    loss = evaluation.completion_loss(adapted, examples, progress)
+    adapted.unload()
+    return loss
 
 
 def _samples(before: _Run, after: _Run) -> tuple[Sample, ...]:

@@ -1,6 +1,7 @@
 """The report as one self-contained page."""
 
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -11,6 +12,11 @@ _UNITS = ("B", "KB", "MB", "GB", "TB")
 
 def render(report: Report) -> str:
     """HTML that needs no network, no script and no font."""
+    return rendered("report.html.jinja", report=report)
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A template of this folder, filled in."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -19,7 +25,7 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"bytes": _bytes, "count": _count, "change": _change, "loss": _loss}
-    return environment.get_template("report.html.jinja").render(report=report)
+    return environment.get_template(template).render(**values)
 
 
 def _bytes(size: int) -> str:

@@ -12,6 +12,7 @@ from pruning.adapters.peft_format import read_adapter
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
 from pruning.recipe import PruneSpec
+from pruning.sweeps.recipe import SweepSpec
 from service import content, schema
 from service.catalog.bases import Bases, new_base
 from service.catalog.tables import equal, find, insert, now, row_of
@@ -21,11 +22,15 @@ from service.records import Adapter, Base, Generator, Profile
 class Publication(Bases):
     """Registers finished artifacts; may be repeated, and what is registered already stays."""
 
-    def publish(self, spec: PruneSpec | AnyAdapterSpec, artifact_dir: Path, digest: str) -> None:
-        """Register a finished artifact, whatever the kind of its job.
+    def publish(
+        self, spec: PruneSpec | AnyAdapterSpec | SweepSpec, artifact_dir: Path, digest: str
+    ) -> None:
+        """Register a finished artifact, whatever the kind of its job; of a sweep nothing is served.
 
         InvalidInput, which the job reports, when a name belongs to something else.
         """
+        if isinstance(spec, SweepSpec):
+            return
         own = self.of(spec.tenant)
         if isinstance(spec, PruneSpec):
             own.publish_artifact(spec, artifact_dir, digest)

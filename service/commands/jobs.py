@@ -1,30 +1,33 @@
 """`graftwork jobs`: list, show, follow and cancel pruning jobs."""
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from service.client import Client
+from service.client import Client, Json
 from service.commands.follow import conclude, follow
 from service.commands.listing import column, show
 
 
 def list_jobs(url: str, limit: int, as_json: bool) -> None:
     with Client(url) as client:
-        show(
-            client.jobs(limit),
-            {
-                "JOB": column("id"),
-                "BASE": column("model"),
-                "MAKES": lambda row: row["recipe"]["name"],
-                "STATUS": column("status"),
-                "STAGE": column("stage"),
-                "DONE": lambda row: f"{row['progress']:.0%}",
-                "CREATED": lambda row: _time(row["created_at"]),
-            },
-            as_json,
-            empty="no job yet; start one with: graftwork prune RECIPE.yaml",
-        )
+        empty = "no job yet; start one with: graftwork prune RECIPE.yaml"
+        listed(client.jobs(limit), as_json, empty)
+
+
+def listed(jobs: Sequence[Json], as_json: bool, empty: str) -> None:
+    """Print jobs of whatever kind."""
+    columns = {
+        "JOB": column("id"),
+        "BASE": column("model"),
+        "MAKES": lambda row: row["recipe"]["name"],
+        "STATUS": column("status"),
+        "STAGE": column("stage"),
+        "DONE": lambda row: f"{row['progress']:.0%}",
+        "CREATED": lambda row: _time(row["created_at"]),
+    }
+    show(jobs, columns, as_json, empty)
 
 
 def show_job(url: str, id: str) -> None:

@@ -19,7 +19,7 @@ def upload(client: Client, origins: Mapping[str, tuple[Json, str]], folder: Path
     local = {
         place: (origin, purpose)
         for place, (origin, purpose) in origins.items()
-        if origin["file"] and not _UPLOADED.fullmatch(origin["file"])
+        if (file := origin.get("file")) and not _UPLOADED.fullmatch(file)
     }
     for place, (origin, _) in local.items():
         if not (folder / origin["file"]).is_file():

@@ -1,6 +1,6 @@
 """Jobs on bases and on adapters: create, look up, follow, cancel, as OpenAI's fine-tuning jobs."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Annotated, Literal
 
@@ -10,8 +10,10 @@ from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from pruning.adapters.jobs import AdapterRecipe
-from pruning.jobs.kinds import ADAPTERS, PRUNING, Kind
+from pruning.jobs.kinds import ADAPTERS, PRUNING, SWEEPS, Kind
 from pruning.recipe import Recipe
+from pruning.sweeps.choice import Choice
+from pruning.sweeps.recipe import SweepRecipe
 from service.dependencies import JobsDep, require
 from service.errors import NotFound
 from service.job_objects import PATHS, Job, JobEvent, Page
@@ -19,12 +21,27 @@ from service.jobs import Jobs
 
 pruning = APIRouter(prefix=PATHS[PRUNING], tags=["jobs"])
 adapters = APIRouter(prefix=PATHS[ADAPTERS], tags=["jobs"])
+sweeps = APIRouter(prefix=PATHS[SWEEPS], tags=["jobs"])
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 Key = Annotated[str | None, Header(min_length=1, max_length=255)]
 
 _POLL_SECONDS = 0.5
 _HEARTBEAT_SECONDS = 15.0
+
+
+def _own(kind: Kind) -> Callable[[str], str]:
+    """The id in a path, where it is that of a job of this kind."""
+
+    def own(id: str) -> str:
+        if not id.startswith(kind.prefix):
+            raise NotFound(f"job {id!r} does not exist", param="id")
+        return id
+
+    return own
+
+
+SweepId = Annotated[str, Depends(_own(SWEEPS))]
 
 
 @pruning.post("")
@@ -42,15 +59,21 @@ def make_adapters(recipe: AdapterRecipe, jobs: JobsDep, idempotency_key: Key = N
     return jobs.create(recipe, idempotency_key)
 
 
+@sweeps.post("")
+def sweep(recipe: SweepRecipe, jobs: JobsDep, idempotency_key: Key = None) -> Job:
+    """Try every cell of a grid and compare them; the same Idempotency-Key is the same job."""
+    return jobs.create(recipe, idempotency_key)
+
+
+@sweeps.post("/{id}/jobs")
+def choose(id: SweepId, choice: Choice, jobs: JobsDep, idempotency_key: Key = None) -> Job:
+    """Start the pruning job of the cell of a sweep that fits best within a limit."""
+    return jobs.choose(id, choice, idempotency_key)
+
+
 def _follow(router: APIRouter, kind: Kind) -> None:
     """The routes that every kind of job has."""
-
-    def own(id: str) -> str:
-        if not id.startswith(kind.prefix):
-            raise NotFound(f"job {id!r} does not exist", param="id")
-        return id
-
-    Id = Annotated[str, Depends(own)]
+    Id = Annotated[str, Depends(_own(kind))]
 
     @router.get("")
     def list_jobs(jobs: JobsDep, limit: Limit = 20, after: str | None = None) -> Page[Job]:
@@ -93,9 +116,11 @@ def _follow(router: APIRouter, kind: Kind) -> None:
 
 _follow(pruning, PRUNING)
 _follow(adapters, ADAPTERS)
+_follow(sweeps, SWEEPS)
 router = APIRouter(dependencies=[require("jobs")])
 router.include_router(pruning)
 router.include_router(adapters)
+router.include_router(sweeps)
 
 
 async def _stream(jobs: Jobs, id: str, after: str | None) -> AsyncIterator[str]:
