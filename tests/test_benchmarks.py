@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("allocators", "criteria", "latency", "memory", "merge", "quality", "recovery", "schedules")
+NAMES = (
+    "allocators",
+    "criteria",
+    "latency",
+    "memory",
+    "merge",
+    "quality",
+    "recovery",
+    "schedules",
+    "sweep",
+)
 
 
 @pytest.mark.slow

@@ -19,6 +19,8 @@ from pruning.adapters.generate.recipes import (
 from pruning.adapters.jobs import CompressRecipe, MergeRecipe
 from pruning.methods import ENTRIES
 from pruning.recipe import Recipe
+from pruning.sweeps.choice import Choice
+from pruning.sweeps.recipe import SweepRecipe
 from service.app import create_app
 from service.cli import app
 from service.commands import demo
@@ -31,6 +33,7 @@ OTHERS = {  # recipes by an entry that no other has
     "sources": MergeRecipe,
     "tasks": TrainGeneratorRecipe,
     "generator": GenerateRecipe,
+    "grid": SweepRecipe,
 }
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -119,13 +122,10 @@ def test_the_readme_shows_the_request_that_the_demo_prints():
 def test_recipes_that_are_shown_are_recipes(page: Path):
     for block in blocks(page, "yaml"):
         shown = yaml.safe_load(block)
-        others = {
-            "sources": MergeRecipe,
-            "tasks": TrainGeneratorRecipe,
-            "generator": GenerateRecipe,
-        }
-        if kinds := [kind for entry, kind in others.items() if entry in shown]:
-            kinds[0].model_validate(shown)
+        if kinds := [kind for entry, kind in OTHERS.items() if entry in shown]:
+            recipe = kinds[0].model_validate(shown)
+            if isinstance(recipe, SweepRecipe):
+                recipe.cells()
             continue
         Recipe.model_validate(shown if "base" in shown else BUNDLED | shown)  # or a part of one
 
@@ -167,6 +167,12 @@ def test_every_field_of_a_recipe_about_adapters_is_documented():
     documented = {row[0].strip("`") for row in rows("adapters.md")}
     fields = {*MergeRecipe.model_fields, *CompressRecipe.model_fields} - {"kind"}
     assert fields <= documented
+
+
+def test_every_field_of_a_sweep_and_of_a_choice_is_documented():
+    cells = rows("sweeps.md")
+    assert set(SweepRecipe.model_fields) <= {row[0].strip("`") for row in cells}
+    assert set(Choice.model_fields) - {"name"} <= {row[1].strip("`") for row in cells}
 
 
 def test_every_field_of_a_recipe_about_generators_is_documented():

@@ -124,7 +124,7 @@ def brief(value: Any) -> str:
         own = {name: entry for name, entry in value.items() if name not in ("name", "params")}
         own |= value.get("params") or {}
         inner = ", ".join(f"{name}={brief(entry)}" for name, entry in own.items())
-        return " ".join(filter(None, [value.get("name"), inner and f"({inner})"]))
+        return " ".join(filter(None, [value.get("name"), inner and f"({inner})"])) or "{}"
     if isinstance(value, list | tuple):
         return " + ".join(map(brief, value)) or "none"
     return "none" if value is None else str(value)

@@ -139,7 +139,10 @@ def test_a_sweep_that_cannot_be_run_is_refused_at_once_with_the_field_at_fault(
         (["prune", "recipe.yaml", "--max-loss", "1"], "give a recipe, or --from-sweep"),
         (["prune", "--from-sweep", "sweepjob-0", "--name", "x"], "--target-bytes"),
         (["prune", "--from-sweep", "sweepjob-0", "--max-loss", "1"], "does not exist"),
-        (["prune", "--from-sweep", "sweepjob-0", "--max-loss", "1", "--target-bytes", "9"], "give one of"),
+        (
+            ["prune", "--from-sweep", "sweepjob-0", "--max-loss", "1", "--target-bytes", "9"],
+            "give one of",
+        ),
         (["sweep", "show", "sweepjob-0"], "does not exist"),
         (["sweep", "run", "none.yaml"], "cannot be read"),
     ],
