@@ -29,6 +29,7 @@ from pruning.recipe import PruneSpec
 from pruning.reports.report import Report
 from pruning.sweeps.recipe import SweepRecipe, SweepSpec, label
 from pruning.sweeps.report import SweepReport, cell_of
+from pruning.weights.header import tensor_bytes
 
 DEMO = Path(__file__).resolve().parent.parent / "deploy" / "demo"
 GRID = {
@@ -116,7 +117,8 @@ def check(found: SweepReport, number: int, work: Path) -> None:
     """Raise unless the cell's own job measured the same."""
     alone = Report.model_validate_json((work / "publish" / "report.json").read_bytes())
     ours = next(cell for cell in found.cells if cell.number == number)
-    theirs = cell_of(number, found.recipe, alone, None)
+    weights = tensor_bytes(work / "publish" / "model" / "model.safetensors")
+    theirs = cell_of(number, found.recipe, alone, weights, None)
     if ours.model_dump(exclude=TIMES) != theirs.model_dump(exclude=TIMES):
         raise SystemExit(f"cell {number} differs: {ours} {theirs}")
 

@@ -32,6 +32,7 @@ from pruning.sweeps.page import render
 from pruning.sweeps.recipe import SweepSpec
 from pruning.sweeps.report import FailedCell, SweepReport, cell_of, compared, dense_of
 from pruning.weights.checkpoint import Checkpoint
+from pruning.weights.header import tensor_bytes
 
 LATENCY = "latency_ms"  # of the dense base, in WORK/reference
 
@@ -44,6 +45,7 @@ class Outcome(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     report: Report | None = None
+    weight_bytes: int = 0
     latency_ms: float | None = None
     failed: FailedCell | None = None
 
@@ -175,12 +177,13 @@ def _outcome(spec: SweepSpec, number: int, folder: Path, progress: Progress) -> 
         failed = FailedCell(number=number, changes=changes, param=told.field, message=error.message)
         return Outcome(failed=failed)
     report = Report.model_validate_json((folder / "evaluate" / "report.json").read_bytes())
+    slim = slim_base(cell, folder)
+    made = Outcome(report=report, weight_bytes=tensor_bytes(slim / "model.safetensors"))
     if spec.recipe.latency is None:
-        return Outcome(report=report)
+        return made
     from pruning.latency import decode_ms  # as for `reference`
 
-    taken = decode_ms(slim_base(cell, folder), spec.recipe.latency.size)
-    return Outcome(report=report, latency_ms=taken)
+    return made.model_copy(update={"latency_ms": decode_ms(slim, spec.recipe.latency.size)})
 
 
 def _make(cell: PruneSpec, folder: Path, progress: Progress) -> None:
@@ -209,13 +212,14 @@ def _report(spec: SweepSpec, work: Path, outcomes: list[Outcome]) -> SweepReport
     if not reports:
         raise InvalidInput(failed[0].param, failed[0].message)
     found, best = compared(
-        cell_of(n, spec.recipe, report, outcomes[n].latency_ms) for n, report in reports.items()
+        cell_of(n, spec.recipe, report, outcomes[n].weight_bytes, outcomes[n].latency_ms)
+        for n, report in reports.items()
     )
     first, latency = next(iter(reports.values())), work / "reference" / LATENCY
     dense_ms = json.loads(latency.read_text()) if latency.is_file() else None
     return SweepReport(
         recipe=spec.recipe,
-        dense=dense_of(spec.recipe, first, dense_ms),
+        dense=dense_of(spec.recipe, first, tensor_bytes(*Checkpoint(spec.base).shards), dense_ms),
         cells=found,
         failed=failed,
         front=best,

@@ -18,9 +18,10 @@ class _Frozen(BaseModel):
 class Measured(_Frozen):
     """A base as a sweep compares it.
 
-    `bytes` are those of its weight files and of the KV cache of as many tokens as the recipe's
-    `context` says; `adapters` have the loss on their own held-out rows, in nats per completion
-    token, or None without rows.
+    `weight_bytes` are those of its tensors, without the headers of files, which differ by some
+    bytes in bases of one size; `bytes` are these and those of the KV cache of as many tokens as
+    the recipe's `context` says.  `adapters` have the loss on their own held-out rows, in nats per
+    completion token, or None without rows.
     """
 
     parameters: int
@@ -92,7 +93,9 @@ def compared(cells: Iterable[Cell]) -> tuple[tuple[Cell, ...], tuple[int, ...]]:
     return tuple(told), tuple(found[i].number for i in front(points))
 
 
-def cell_of(number: int, sweep: SweepRecipe, report: Report, latency_ms: float | None) -> Cell:
+def cell_of(
+    number: int, sweep: SweepRecipe, report: Report, weight_bytes: int, latency_ms: float | None
+) -> Cell:
     """What the report of a job tells about a cell."""
     return Cell(
         number=number,
@@ -105,26 +108,28 @@ def cell_of(number: int, sweep: SweepRecipe, report: Report, latency_ms: float |
         token_perplexity=report.slim.quality.token_perplexity,
         adapters={adapter.name: adapter.slim_adapter for adapter in report.adapters},
         latency_ms=latency_ms,
-        **sizes(report.slim.size, sweep.context),
+        **_sizes(report.slim.size, weight_bytes, sweep.context),
     )
 
 
-def dense_of(sweep: SweepRecipe, report: Report, latency_ms: float | None) -> Measured:
+def dense_of(
+    sweep: SweepRecipe, report: Report, weight_bytes: int, latency_ms: float | None
+) -> Measured:
     """What the report of any cell tells about the dense base."""
     return Measured(
         token_perplexity=report.dense.quality.token_perplexity,
         adapters={adapter.name: adapter.dense_adapter for adapter in report.adapters},
         latency_ms=latency_ms,
-        **sizes(report.dense.size, sweep.context),
+        **_sizes(report.dense.size, weight_bytes, sweep.context),
     )
 
 
-def sizes(size: Size, context: int) -> dict[str, int]:
+def _sizes(size: Size, weight_bytes: int, context: int) -> dict[str, int]:
     """The sizes of a base that is served with `context` tokens in its KV cache."""
     per_token = VALUE_BYTES * size.kv_cache_values_per_token
     return {
         "parameters": size.parameters,
-        "weight_bytes": size.weight_bytes,
+        "weight_bytes": weight_bytes,
         "kv_bytes_per_token": per_token,
-        "bytes": size.weight_bytes + context * per_token,
+        "bytes": weight_bytes + context * per_token,
     }

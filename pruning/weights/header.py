@@ -54,6 +54,11 @@ class TensorInfo:
         return self.size * _ITEM_BYTES[self.dtype]
 
 
+def tensor_bytes(*paths: Path) -> int:
+    """Bytes of all tensors of some files, their headers not counted."""
+    return sum(info.bytes for path in paths for info in read_header(path, "base").values())
+
+
 def read_header(path: Path, field: str) -> dict[str, TensorInfo]:
     """Every tensor that the file declares, by name.
 
