@@ -45,7 +45,7 @@ def carry_all(
     closing = part(progress, 0, 0.2 if recipe.carry_distill else 1)
     if recipe.carry == "refit":
         bound = share_of_budget(spec)
-        least = {name: text.at_most(bound) for name, text in texts.items()}
+        least = {name: text.at_most(bound).by_length() for name, text in texts.items()}
         dense, weights = Checkpoint(spec.base), slim / WEIGHTS
         carried = refit_adapters(adapters, least, dense, cut, weights, kept / "refit", closing)
     else:

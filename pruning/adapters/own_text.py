@@ -55,6 +55,12 @@ class OwnText:
         length = int((weights_ST > 0).any(dim=0).nonzero().max()) + 1
         return OwnText(ids_ST[:, :length], weights_ST[:, :length])
 
+    def by_length(self) -> "OwnText":
+        """The same sequences, short ones first: neighbours need little padding."""
+        positions_T = torch.arange(self.ids_ST.shape[1])
+        lengths_S = ((self.weights_ST > 0) * positions_T).amax(dim=1)
+        return self.select(lengths_S.argsort(stable=True).tolist())
+
     def at_most(self, num_tokens: int) -> "OwnText":
         """The same, or sequences spread evenly over it of about so many tokens, at least one."""
         share = num_tokens / max(1, self.num_tokens)

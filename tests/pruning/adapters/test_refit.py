@@ -35,11 +35,11 @@ def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def goals(target: Tensor, inputs: Tensor, kept: Tensor) -> tuple[Tensor, Gram]:
-    """Σ y xᵀ and the Gram for the goals y = target · x, over the inputs that stay."""
+def misses(target: Tensor, inputs: Tensor, kept: Tensor, slim: Tensor) -> tuple[Tensor, Gram]:
+    """Σ y xᵀ and the Gram for y = target · x − slim · x, over the inputs x that stay."""
     gram = Gram(len(kept))
     gram.add(inputs[:, kept])
-    return (inputs @ target.T).T @ inputs[:, kept], gram
+    return (inputs @ target.T - inputs[:, kept] @ slim.T).T @ inputs[:, kept], gram
 
 
 @settings(max_examples=30)
@@ -50,21 +50,21 @@ def test_refit_atoms_are_never_farther_from_the_dense_reader_than_carried_ones(
     inputs, kept = random(40, 6, seed=seed) @ random(6, 6, seed=seed + 1), torch.tensor([0, 2, 3])
     target, slim = random(4, 6, seed=seed + 2), random(4, 3, seed=seed + 3)
     carried = Bag(random(rank, 3, seed=seed + 4), random(4, rank, seed=seed + 5))
-    found = closest(*goals(target, inputs, kept), slim, carried)
+    found = closest(*misses(target, inputs, kept, slim), carried)
 
     def error(bag: Bag) -> float:
         fitted = inputs[:, kept] @ (slim + bag.delta).T
         return float((inputs @ target.T - fitted).square().sum())
 
     assert found.rank == rank
-    assert error(found) <= error(carried) * 1.01
+    assert error(found) <= error(carried) * 1.0001
 
 
 def test_atoms_as_many_as_outputs_reach_the_least_squares_answer():
     inputs, kept = random(50, 5, seed=0), torch.tensor([1, 2, 4])
     target, slim = random(2, 5, seed=1), random(2, 3, seed=2)
     carried = Bag(torch.zeros(2, 3), torch.zeros(2, 2))
-    found = closest(*goals(target, 100 * inputs, kept), slim, carried)
+    found = closest(*misses(target, 100 * inputs, kept, slim), carried)
     best = torch.linalg.lstsq(inputs[:, kept], inputs @ target.T).solution.T
     torch.testing.assert_close(slim + found.delta, best, rtol=0.05, atol=0.05)
 
