@@ -23,6 +23,7 @@ from pruning.recipe import Text
 from pruning.text import Tokenizer, token_stream
 
 BATCH_TOKENS = 2048
+MOST_CHARACTERS = 16  # of a token, on average over a text
 IGNORED = -100  # label of a token that is not scored
 
 Example = tuple[list[int], int]  # token ids, and how many of them are prompt
@@ -90,10 +91,13 @@ def perplexity(model: Any, text: Windows, progress: Progress) -> Perplexity:
     return Perplexity(math.exp(nll / text.num_tokens), math.exp(nll / text.num_words))
 
 
-def rows(tokenizer: Tokenizer, path: Path, longest: int, field: str) -> list[Example]:
+def rows(
+    tokenizer: Tokenizer, path: Path, longest: int, field: str, enough: int | None = None
+) -> list[Example]:
     """The rows of an eval.jsonl, {"prompt", "completion"}: bos, prompt, completion, eos.
 
     What exceeds `longest` tokens leaves at the head of the prompt, then at the completion's end.
+    Where so many tokens are `enough`, that many and more, of rows spread evenly over the file.
     Raises InvalidInput on `field` for a line that is no such row, or when there is none.
     """
     prompts, completions = list[str](), list[str]()
@@ -110,13 +114,21 @@ def rows(tokenizer: Tokenizer, path: Path, longest: int, field: str) -> list[Exa
             ) from error
     if not prompts:
         raise InvalidInput(field, f"{path.name} has no rows; fill it or leave it out")
+    length = sum(map(len, prompts + completions))
+    share = 1 if enough is None else MOST_CHARACTERS * enough / max(1, length)
+    chosen = spread(len(prompts), max(1, int(share * len(prompts))))
     questions, answers = (
-        tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        tokenizer([texts[i] for i in chosen], add_special_tokens=False, verbose=False)["input_ids"]
         for texts in (prompts, completions)
     )
     if tokenizer.eos_token_id is None and not all(answers):
         raise InvalidInput(field, f"{path.name} has a completion without tokens; leave it out")
     return [_example(tokenizer, *row, longest) for row in zip(questions, answers, strict=True)]
+
+
+def spread(length: int, count: int) -> list[int]:
+    """`count` places spread evenly over so many, or all."""
+    return [i * length // count for i in range(count)] if count < length else list(range(length))
 
 
 def _text(value: Any) -> str:

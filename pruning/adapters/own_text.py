@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pruning import evaluation
 from pruning.adapters.peft_format import CALIBRATION
-from pruning.evaluation import Example
+from pruning.evaluation import Example, spread
 from pruning.recipe import PruneSpec
 from pruning.statistics.walk import counted
 from pruning.text import load_tokenizer
@@ -67,11 +67,11 @@ class OwnText:
         count = max(1, int(share * len(self.ids_ST)))
         if count >= len(self.ids_ST):
             return self
-        return self.select([i * len(self.ids_ST) // count for i in range(count)])
+        return self.select(spread(len(self.ids_ST), count))
 
 
-def own_texts(spec: PruneSpec, ids_ST: Tensor) -> dict[str, OwnText]:
-    """The text of every adapter of a job, all of it.
+def own_texts(spec: PruneSpec, ids_ST: Tensor, enough: int | None = None) -> dict[str, OwnText]:
+    """The text of every adapter of a job, all of it or at least `enough` tokens.
 
     That is the rows of its calibration.jsonl, cut to the length of the recipe's calibration
     sequences, or those sequences, `ids_ST`, where it has none.  Raises InvalidInput.
@@ -83,7 +83,7 @@ def own_texts(spec: PruneSpec, ids_ST: Tensor) -> dict[str, OwnText]:
         path = spec.adapters[name] / CALIBRATION
         if path.is_file():
             length, field = recipe.calibration.length, f"adapters.{name}"
-            rows = evaluation.rows(tokenizer, path, length, field)
+            rows = evaluation.rows(tokenizer, path, length, field, enough)
             texts[name] = OwnText.of_rows(rows, recipe.sink_tokens)
     return texts
 

@@ -174,11 +174,11 @@ class _Travel:
 def closest(misses_HK: Tensor, gram: Gram, carried: Bag) -> Bag:
     """The atoms, as many as were carried, that bring a slim reader closest to its goals.
 
-    What the text does not decide stays with the atoms as they were carried.  float32; atoms beyond
-    the width of the reader are zero.
+    What the text does not decide stays with the atoms as they were carried.  Atoms beyond the width
+    of the reader are zero.
     """
-    found = fit_low_rank(misses_HK, gram.products_CC, DAMPING, carried.delta, carried.rank)
-    b_HR, a_RK = (factor.float() for factor in found)
+    anchor_HK = carried.delta.to(misses_HK.device)
+    b_HR, a_RK = fit_low_rank(misses_HK, gram.products_CC, DAMPING, anchor_HK, carried.rank)
     spare = carried.rank - len(a_RK)
     return positive(balanced(Bag(pad(a_RK, (0, 0, 0, spare)), pad(b_HR, (0, spare)))))
 

@@ -182,9 +182,7 @@ def _data(spec: PruneSpec, dense: Checkpoint) -> _Data:
 def _at_most(num_tokens: int, rows: list[Example]) -> list[Example]:
     """Rows of about so many tokens, at least one, spread evenly."""
     count = max(1, len(rows) * num_tokens // sum(len(ids) for ids, _ in rows))
-    if count >= len(rows):
-        return rows
-    return [rows[i * len(rows) // count] for i in range(count)]
+    return [rows[i] for i in evaluation.spread(len(rows), count)]
 
 
 class _Known:

@@ -145,10 +145,10 @@ def fit_low_rank(
     It minimises ‖Y − b a X‖² + λ ‖b a − A‖² with an anchor A, λ as in `refit`: with the Cholesky
     factor L of Σ x xᵀ + λ I and Z = (Σ y xᵀ + λ A) L⁻ᵀ, b a = Zʳ L⁻¹, Zʳ the R leading singular
     atoms of Z.  Reduced-rank regression: Izenman, J. Multivariate Analysis 1975,
-    https://doi.org/10.1016/0047-259X(75)90042-1.
+    https://doi.org/10.1016/0047-259X(75)90042-1.  Computed in float32, so λ must not be small.
     """
-    factor_KK, ridge = _factor(gram_KK, _ridge(gram_KK, damping))
-    target_HK = products_HK.to(gram_KK) + ridge * anchor_HK.to(gram_KK)
+    factor_KK, ridge = _factor(gram_KK.float(), _ridge(gram_KK, damping))
+    target_HK = products_HK.float() + ridge * anchor_HK
     whitened_KH = torch.linalg.solve_triangular(factor_KK, target_HK.T, upper=False)
     left_HR, right_KR = _leading(whitened_KH.T, rank)
     return left_HR, torch.linalg.solve_triangular(factor_KK.T, right_KR, upper=True).T
