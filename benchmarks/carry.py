@@ -12,7 +12,10 @@ carry_gap_closed_NN is the part of the perplexity (per completion token) that pr
 dense base with its adapter and refit takes away again, the mean over adapters; _nats the same of
 the loss, _50steps after distillation, _least the worst of all cells, _cells how many there are.
 carry_32_over_1 is the time of a whole job, report included, that refits 32 adapters over that of
-one with a single adapter; carry_stage_32_over_1 that of its carry stage alone.
+one with a single adapter, half of the default texts and all stages in this process;
+carry_stage_32_over_1 that of its carry stage alone.  carry_job_32_over_1 is the same of the job as
+a worker runs it: 128 sequences of 256 tokens to calibrate, 128 windows to evaluate, every stage a
+process of its own, published in the end.  _cpu are ratios of the seconds that all cores were busy.
 
 With --work everything lies in DIR, and what is found there is not made again: stop it at any time,
 or let it stop by itself before a row that would begin after M minutes, and report the rows so far.
@@ -23,6 +26,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -37,7 +41,9 @@ from typing import Any
 import report
 
 from pruning import evaluation
+from pruning.jobs.kinds import stages_of
 from pruning.jobs.outputs import slim_base
+from pruning.jobs.runner import Runner
 from pruning.pipeline import STAGES
 from pruning.recipe import PruneSpec, Recipe
 from pruning.text import load_tokenizer
@@ -57,6 +63,7 @@ WAYS: Mapping[str, dict[str, Any] | None] = {
 }
 JOB = ("calibrate", "plan", "slice", "recover", "carry", "evaluate")
 MANY = 32
+DEFAULT = 128  # sequences, of 256 tokens
 
 Row = dict[str, Any]
 
@@ -142,6 +149,7 @@ def cells(bench: Bench) -> Iterator[tuple[str, Callable[[], Row]]]:
             yield name, partial(measured, bench, task, rank, target, how)
     for count in () if bench.quick else (1, MANY):
         yield f"job of {count}", partial(timed, bench, count)
+        yield f"default job of {count}", partial(timed_default, bench, count)
 
 
 def measured(bench: Bench, task: str, rank: int, target: float, how: str) -> Row:
@@ -170,18 +178,41 @@ def loss(base: Path, adapter: Path) -> float:
 
 
 def timed(bench: Bench, count: int) -> Row:
-    """Seconds of every stage of a job that refits so many adapters."""
+    """Seconds of every stage of a job that refits so many adapters, all in this process."""
+    spec, work = job_of(bench, count, bench.sequences)
+    row: Row = {"adapters": count, "job": "64 sequences, one process"}
+    busy = cpu_seconds()
+    for stage in JOB:
+        started = time.monotonic()
+        STAGES[stage](spec, work, quiet)
+        row[stage] = round(time.monotonic() - started, 1)
+    return row | {"cpu_seconds": round(cpu_seconds() - busy, 1)}
+
+
+def timed_default(bench: Bench, count: int) -> Row:
+    """The same of the job as a worker runs it, on the default amount of text."""
+    spec, work = job_of(bench, count, DEFAULT)
+    (work / "spec.json").write_text(spec.model_dump_json())
+    row: Row = {"adapters": count, "job": "128 sequences, a process for each stage"}
+    run, busy = Runner(), cpu_seconds()
+    for stage in stages_of(spec.recipe):
+        row[stage] = round(run(stage, work, quiet, lambda: False).seconds, 1)
+    return row | {"cpu_seconds": round(cpu_seconds() - busy, 1)}
+
+
+def job_of(bench: Bench, count: int, sequences: int) -> tuple[PruneSpec, Path]:
+    """A job that refits so many adapters, and an empty work directory."""
     sources = [bench.adapter(task, rank) for task in TASKS for rank in RANKS]
     adapters = {f"tenant-{i}": sources[i % len(sources)] for i in range(count)}
     work = bench.work / "job"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    row: Row = {"adapters": count}
-    for stage in JOB:
-        started = time.monotonic()
-        STAGES[stage](bench.spec(adapters, 0.25, bench.sequences, carry="refit"), work, quiet)
-        row[stage] = round(time.monotonic() - started, 1)
-    return row
+    return bench.spec(adapters, 0.25, sequences, carry="refit"), work
+
+
+def cpu_seconds() -> float:
+    """That this process and those it started have been busy, on all cores together."""
+    return sum(os.times()[:4])
 
 
 def figures(rows: list[Row]) -> dict[str, float]:
@@ -197,12 +228,26 @@ def figures(rows: list[Row]) -> dict[str, float]:
         found |= closed(name, losses, "refit", (target,))
         found |= closed(f"{name}_50steps", losses, "distilled", (target,))
     found |= closed("carry_gap_closed_50steps", losses, "distilled", TARGETS)
-    jobs = {row["adapters"]: row for row in rows if "adapters" in row}
-    if len(jobs) == 2:
-        one, many = (sum(jobs[count][stage] for stage in JOB) for count in (1, MANY))
-        found["carry_32_over_1"] = round(many / one, 2)
-        found["carry_stage_32_over_1"] = round(jobs[MANY]["carry"] / jobs[1]["carry"], 2)
+    found |= job_ratios("carry", [row for row in rows if "one process" in row.get("job", "")])
+    found |= job_ratios("carry_job", [row for row in rows if "each stage" in row.get("job", "")])
     return found
+
+
+def job_ratios(name: str, rows: list[Row]) -> dict[str, float]:
+    """What a job with MANY adapters takes over one with a single one, if both were run."""
+    jobs = {row["adapters"]: row for row in rows}
+    if len(jobs) < 2:
+        return {}
+    one, many = jobs[1], jobs[MANY]
+
+    def seconds(row: Row) -> float:
+        return sum(row[stage] for stage in (*JOB, "publish") if stage in row)
+
+    return {
+        f"{name}_32_over_1": round(seconds(many) / seconds(one), 2),
+        f"{name}_32_over_1_cpu": round(many["cpu_seconds"] / one["cpu_seconds"], 2),
+        f"{name}_stage_32_over_1": round(many["carry"] / one["carry"], 2),
+    }
 
 
 def closed(

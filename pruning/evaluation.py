@@ -5,7 +5,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from pruning.recipe import Text
 from pruning.text import Tokenizer, token_stream
 
 BATCH_TOKENS = 2048
+MOST_CHARACTERS = 16  # of a token, on average over a text
 IGNORED = -100  # label of a token that is not scored
 
 Example = tuple[list[int], int]  # token ids, and how many of them are prompt
@@ -86,57 +87,92 @@ def perplexity(model: Any, text: Windows, progress: Progress) -> Perplexity:
     for start in range(0, len(text.ids_WT), rows):
         progress(start / len(text.ids_WT), "perplexity")
         chosen = slice(start, start + rows)
-        nll += _nll(model, text.ids_WT[chosen], text.labels_WT[chosen])
+        nll += float(_nll(model, text.ids_WT[chosen], text.labels_WT[chosen]).sum())
     return Perplexity(math.exp(nll / text.num_tokens), math.exp(nll / text.num_words))
 
 
-def rows(tokenizer: Tokenizer, path: Path, longest: int, field: str) -> list[Example]:
+def rows(
+    tokenizer: Tokenizer, path: Path, longest: int, field: str, enough: int | None = None
+) -> list[Example]:
     """The rows of an eval.jsonl, {"prompt", "completion"}: bos, prompt, completion, eos.
 
     What exceeds `longest` tokens leaves at the head of the prompt, then at the completion's end.
+    Where so many tokens are `enough`, that many and more, of rows spread evenly over the file.
     Raises InvalidInput on `field` for a line that is no such row, or when there is none.
     """
-    examples = []
+    prompts, completions = list[str](), list[str]()
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            prompt, completion = row["prompt"], row["completion"]
-            examples.append(_example(tokenizer, prompt, completion, longest))
+            prompts.append(_text(row["prompt"]))
+            completions.append(_text(row["completion"]))
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidInput(
                 field, f'{path.name}, line {number}: no {{"prompt", "completion"}} ({error})'
             ) from error
-    if not examples:
+    if not prompts:
         raise InvalidInput(field, f"{path.name} has no rows; fill it or leave it out")
-    return examples
+    length = sum(map(len, prompts + completions))
+    share = 1 if enough is None else MOST_CHARACTERS * enough / max(1, length)
+    chosen = spread(len(prompts), max(1, int(share * len(prompts))))
+    questions, answers = (
+        tokenizer([texts[i] for i in chosen], add_special_tokens=False, verbose=False)["input_ids"]
+        for texts in (prompts, completions)
+    )
+    if tokenizer.eos_token_id is None and not all(answers):
+        raise InvalidInput(field, f"{path.name} has a completion without tokens; leave it out")
+    return [_example(tokenizer, *row, longest) for row in zip(questions, answers, strict=True)]
 
 
-def _example(tokenizer: Tokenizer, prompt: str, completion: str, longest: int) -> Example:
+def spread(length: int, count: int) -> list[int]:
+    """`count` places spread evenly over so many, or all."""
+    return [i * length // count for i in range(count)] if count < length else list(range(length))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _example(tokenizer: Tokenizer, question: list[int], answer: list[int], longest: int) -> Example:
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    answer = tokenizer.encode(completion, add_special_tokens=False) + eos
-    if not answer:
-        raise ValueError("the completion is empty")
-    answer = answer[: longest - len(bos)]
+    answer = (answer + eos)[: longest - len(bos)]
     room = longest - len(bos) - len(answer)
-    question = tokenizer.encode(prompt, add_special_tokens=False)
     opening = bos + (question[-room:] if room else [])
     return opening + answer, len(opening)
 
 
 def completion_loss(model: Any, data: Sequence[Example], progress: Progress) -> float:
     """Mean negative log likelihood per completion token, eos included, in nats."""
-    examples = sorted(data, key=lambda example: len(example[0]))
-    nll, count, done = 0.0, 0, 0
-    for batch in _batches(examples):
-        progress(done / len(examples), "adapter loss")
-        ids_WT, labels_WT = padded(batch)
-        nll += _nll(model, ids_WT, labels_WT)
-        count += int((labels_WT[:, 1:] != IGNORED).sum())
-        done += len(batch)
-    return nll / count
+    return completion_losses(model, [data], progress)[0]
+
+
+def completion_losses(
+    model: Any,
+    data: Sequence[Sequence[Example]],
+    progress: Progress,
+    choose: Callable[[Tensor], None] = lambda numbers_W: None,
+) -> list[float]:
+    """The completion loss of each of several sets of rows, which pass the model together.
+
+    `choose` is told before every batch which of the sets each of its rows belongs to.
+    """
+    numbered = [(number, example) for number, rows in enumerate(data) for example in rows]
+    numbered.sort(key=lambda pair: len(pair[1][0]))
+    lengths = [len(ids) for _, (ids, _) in numbered]
+    nll, count = torch.zeros(len(data), dtype=torch.float64), torch.zeros(len(data))
+    for batch in _batches(lengths):
+        progress(batch.start / len(numbered), "adapter loss")
+        ids_WT, labels_WT = padded([example for _, example in numbered[batch]])
+        numbers_W = torch.tensor([number for number, _ in numbered[batch]])
+        choose(numbers_W.to(model.device))
+        nll.index_add_(0, numbers_W, _nll(model, ids_WT, labels_WT))
+        count.index_add_(0, numbers_W, (labels_WT[:, 1:] != IGNORED).sum(dim=1).float())
+    return (nll / count).tolist()
 
 
 def with_adapter(model: Any, adapter: Path) -> Any:
@@ -146,8 +182,8 @@ def with_adapter(model: Any, adapter: Path) -> Any:
     return PeftModel.from_pretrained(model, adapter, low_cpu_mem_usage=True).eval()
 
 
-def _nll(model: Any, ids_WT: Tensor, labels_WT: Tensor) -> float:
-    """Summed negative log likelihood of the labelled tokens.
+def _nll(model: Any, ids_WT: Tensor, labels_WT: Tensor) -> Tensor:
+    """Negative log likelihood of the labelled tokens, summed over each row; (W,) float64.
 
     Padding stands right of all tokens, where a causal model never looks.
     """
@@ -160,16 +196,17 @@ def _nll(model: Any, ids_WT: Tensor, labels_WT: Tensor) -> float:
         losses = cross_entropy(
             logits_WSV.flatten(0, 1), targets_WS.flatten(), ignore_index=IGNORED, reduction="none"
         )
-    return float(losses.double().sum())
+    return losses.double().view(targets_WS.shape).sum(dim=1).cpu()
 
 
-def _batches(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
+def _batches(lengths: Sequence[int]) -> Iterator[slice]:
+    """Of rows sorted by length, as many at a time as come to BATCH_TOKENS with their padding."""
     start = 0
-    while start < len(examples):
+    while start < len(lengths):
         end = start + 1
-        while end < len(examples) and (end + 1 - start) * len(examples[end][0]) <= BATCH_TOKENS:
+        while end < len(lengths) and (end + 1 - start) * lengths[end] <= BATCH_TOKENS:
             end += 1
-        yield examples[start:end]
+        yield slice(start, end)
         start = end
 
 

@@ -41,11 +41,11 @@ def carry_all(
     recipe = spec.recipe
     kept = kept_in(state, spec=spec.model_dump_json(), slim_base=tree_digest(slim))
     adapters = {n: load(path, cut, f"adapters.{n}") for n, path in sorted(spec.adapters.items())}
-    texts = own_texts(spec, ids_ST)
+    bound = share_of_budget(spec)
+    texts = own_texts(spec, ids_ST, None if recipe.carry_distill else bound)
     closing = part(progress, 0, 0.2 if recipe.carry_distill else 1)
     if recipe.carry == "refit":
-        bound = share_of_budget(spec)
-        least = {name: text.at_most(bound) for name, text in texts.items()}
+        least = {name: text.at_most(bound).by_length() for name, text in texts.items()}
         dense, weights = Checkpoint(spec.base), slim / WEIGHTS
         carried = refit_adapters(adapters, least, dense, cut, weights, kept / "refit", closing)
     else:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pruning import evaluation
 from pruning.adapters.peft_format import CALIBRATION
-from pruning.evaluation import Example
+from pruning.evaluation import Example, spread
 from pruning.recipe import PruneSpec
 from pruning.statistics.walk import counted
 from pruning.text import load_tokenizer
@@ -55,17 +55,23 @@ class OwnText:
         length = int((weights_ST > 0).any(dim=0).nonzero().max()) + 1
         return OwnText(ids_ST[:, :length], weights_ST[:, :length])
 
+    def by_length(self) -> "OwnText":
+        """The same sequences, short ones first: neighbours need little padding."""
+        positions_T = torch.arange(self.ids_ST.shape[1])
+        lengths_S = ((self.weights_ST > 0) * positions_T).amax(dim=1)
+        return self.select(lengths_S.argsort(stable=True).tolist())
+
     def at_most(self, num_tokens: int) -> "OwnText":
         """The same, or sequences spread evenly over it of about so many tokens, at least one."""
         share = num_tokens / max(1, self.num_tokens)
         count = max(1, int(share * len(self.ids_ST)))
         if count >= len(self.ids_ST):
             return self
-        return self.select([i * len(self.ids_ST) // count for i in range(count)])
+        return self.select(spread(len(self.ids_ST), count))
 
 
-def own_texts(spec: PruneSpec, ids_ST: Tensor) -> dict[str, OwnText]:
-    """The text of every adapter of a job, all of it.
+def own_texts(spec: PruneSpec, ids_ST: Tensor, enough: int | None = None) -> dict[str, OwnText]:
+    """The text of every adapter of a job, all of it or at least `enough` tokens.
 
     That is the rows of its calibration.jsonl, cut to the length of the recipe's calibration
     sequences, or those sequences, `ids_ST`, where it has none.  Raises InvalidInput.
@@ -77,7 +83,7 @@ def own_texts(spec: PruneSpec, ids_ST: Tensor) -> dict[str, OwnText]:
         path = spec.adapters[name] / CALIBRATION
         if path.is_file():
             length, field = recipe.calibration.length, f"adapters.{name}"
-            rows = evaluation.rows(tokenizer, path, length, field)
+            rows = evaluation.rows(tokenizer, path, length, field, enough)
             texts[name] = OwnText.of_rows(rows, recipe.sink_tokens)
     return texts
 

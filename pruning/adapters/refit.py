@@ -5,9 +5,9 @@ low rank in its norm (Eckart and Young, Psychometrika 1936, https://doi.org/10.1
 The adapter's own text passes the dense base and the slim one side by side, adapter active in both.
 At every reader the slim base shall have what the dense one has: the goal lies half way between what
 the dense reader, W + ΔW, would make of the slim base's own states, and what brings these states
-back to those of the dense base.  The change D of the slim reader that comes closest to the goal is
-one solve; of all changes of the adapter's rank, the one closest to D keeps the left singular
-vectors U of D L, L Lᵀ the Gram of the inputs that stay: it is U Uᵀ D.  q, k, v, gate and up
+back to those of the dense base.  The adapter's atoms become the change of the slim reader, of all
+those of their rank, that comes closest to the goal: one Cholesky factorization of the Gram of the
+inputs that stay, and the leading singular atoms of what it makes of the goal.  q, k, v, gate and up
 projections stay as carried: refitting them to the outputs of the dense base gained nothing.
 
 Layer after layer, on hidden states that the slim base and the adapters as refit so far have made.
@@ -24,13 +24,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pruning.adapters.algebra import Bag, bags_of, balanced, fold, positive
 from pruning.adapters.atoms import Adapter, Atoms
 from pruning.adapters.carry import Cut, project
 from pruning.adapters.own_text import OwnText
 from pruning.progress import Progress
-from pruning.statistics.grams import Gram, fit
+from pruning.statistics.grams import Gram, fit_low_rank
 from pruning.statistics.walk import Blocks, Passage, Reader
 from pruning.units import BLOCKS, KINDS, READERS, Kind, selections
 from pruning.weights.checkpoint import Checkpoint
@@ -107,9 +108,9 @@ class _Travel:
                 self._slim.skip(kind)
                 continue
             reader = readers[kind]
-            gram, goals_HK = self._goals(blocks, kind, dense, reader)
+            gram, misses_HK = self._misses(blocks, kind, dense, reader)
             if atoms := self._atoms(kind):
-                bag = closest(goals_HK, gram, reader.weight_HK, fold(atoms, self._rslora))
+                bag = closest(misses_HK, gram, fold(atoms, self._rslora))
                 found = _unfolded(bag, atoms, self._rslora)
                 refit |= {f"{READERS[kind]}.a": found.a, f"{READERS[kind]}.b": found.b}
                 reader = replace(reader, weight_HK=reader.weight_HK.float() + bag.delta)
@@ -146,41 +147,52 @@ class _Travel:
                 adapted[name] = adapted[name].float() + bag.delta
         return adapted
 
-    def _goals(
+    def _misses(
         self, blocks: Blocks, kind: Kind, dense: Reader, slim: Reader
     ) -> tuple[Gram, Tensor]:
-        """The Gram of the inputs that stay, and Σ y xᵀ of the goals y; tokens as they weigh."""
+        """The Gram of the inputs that stay, and Σ y xᵀ of what the slim reader lacks to its goals.
+
+        Tokens count as they weigh.
+        """
         gram = Gram(len(slim.kept_K), blocks.device)
-        goals_HK = gram.products_CC.new_zeros(len(slim.weight_HK), len(slim.kept_K))
+        misses_HK = gram.products_CC.new_zeros(len(slim.weight_HK), len(slim.kept_K))
+        lacks = _lacking(dense, slim)
         before_STH, wanted_STH = self._slim.before(kind), self._dense.after(kind)
-        for rows, inputs_BTC in self._slim.inputs(blocks, kind):
-            weights_BT = self._weights_ST[rows].to(blocks.device)
+        for batch, inputs_BTC in self._slim.inputs(blocks, kind):
+            weights_BT = self._weights_ST[batch].to(blocks.device)
             counts_BT = weights_BT > 0
             root_N1 = weights_BT[counts_BT].sqrt()[:, None]
             inputs_NC = inputs_BTC[counts_BT]
-            back_NH = (wanted_STH[rows] - before_STH[rows]).to(blocks.device)[counts_BT]
-            goals_NH = RETURN * back_NH + (1 - RETURN) * dense(inputs_NC)
-            if slim.bias_H is not None:
-                goals_NH -= slim.bias_H.float()
+            back_NH = (wanted_STH[batch] - before_STH[batch]).to(blocks.device)[counts_BT]
+            misses_NH = RETURN * back_NH + lacks(inputs_NC)
             inputs_NK = root_N1 * inputs_NC[:, slim.kept_K]
             gram.add(inputs_NK)
-            goals_HK += (root_N1 * goals_NH).T @ inputs_NK
-        return gram, goals_HK
+            misses_HK += (root_N1 * misses_NH).T @ inputs_NK
+        return gram, misses_HK
 
 
-def closest(goals_HK: Tensor, gram: Gram, slim_HK: Tensor, carried: Bag) -> Bag:
+def closest(misses_HK: Tensor, gram: Gram, carried: Bag) -> Bag:
     """The atoms, as many as were carried, that bring a slim reader closest to its goals.
 
-    What the text does not decide stays with the atoms as they were carried.  float32.
+    What the text does not decide stays with the atoms as they were carried.  Atoms beyond the width
+    of the reader are zero.
     """
-    gram_KK = gram.products_CC
-    slim_HK = slim_HK.to(gram_KK)
-    anchor_HK = slim_HK + carried.delta.to(gram_KK)
-    every_K = torch.arange(len(gram_KK), device=gram_KK.device)
-    change_HK = fit(goals_HK, gram_KK, every_K, DAMPING, anchor_HK) - slim_HK
-    energy_HH = change_HK @ gram_KK @ change_HK.T
-    left_HR = torch.linalg.eigh((energy_HH + energy_HH.T) / 2).eigenvectors[:, -carried.rank :]
-    return positive(balanced(Bag((left_HR.T @ change_HK).float(), left_HR.float())))
+    anchor_HK = carried.delta.to(misses_HK.device)
+    b_HR, a_RK = fit_low_rank(misses_HK, gram.products_CC, DAMPING, anchor_HK, carried.rank)
+    spare = carried.rank - len(a_RK)
+    return positive(balanced(Bag(pad(a_RK, (0, 0, 0, spare)), pad(b_HR, (0, spare)))))
+
+
+def _lacking(dense: Reader, slim: Reader) -> Reader:
+    """What the goals are ahead of a slim reader by, but for the return to the dense states."""
+    weight_HC = (1 - RETURN) * dense.weight_HK.float()
+    weight_HC[:, slim.kept_K] -= slim.weight_HK.float()
+    bias_H = None
+    if slim.bias_H is not None:
+        bias_H = -slim.bias_H.float()
+        if dense.bias_H is not None:
+            bias_H += (1 - RETURN) * dense.bias_H.float()
+    return Reader(dense.num_inputs, dense.kept_K, weight_HC, bias_H)
 
 
 def _slim_readers(weights: Path, cut: Cut, layer: int, device: torch.device) -> dict[Kind, Reader]:

@@ -10,7 +10,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from pruning import evaluation
+from pruning.adapters.mounted import mounted
 from pruning.adapters.peft_format import EVALUATION
 from pruning.evaluation import Example, Windows
 from pruning.geometry import Geometry
@@ -51,6 +52,7 @@ from pruning.weights.checkpoint import Checkpoint
 
 PACKAGES = ("graftwork", "torch", "transformers", "peft", "safetensors", "numpy")
 PROBES = "probes"  # what the dense base makes of them
+ABREAST = 8  # adapters that are measured together, and are in memory
 EARLIER_STAGES = ("schedule", "calibrate", "plan", "slice", "recover", "carry")
 
 
@@ -180,9 +182,7 @@ def _data(spec: PruneSpec, dense: Checkpoint) -> _Data:
 def _at_most(num_tokens: int, rows: list[Example]) -> list[Example]:
     """Rows of about so many tokens, at least one, spread evenly."""
     count = max(1, len(rows) * num_tokens // sum(len(ids) for ids, _ in rows))
-    if count >= len(rows):
-        return rows
-    return [rows[i * len(rows) // count] for i in range(count)]
+    return [rows[i] for i in evaluation.spread(len(rows), count)]
 
 
 class _Known:
@@ -228,12 +228,13 @@ def _dense(spec: PruneSpec, data: _Data, directory: Path, progress: Progress) ->
 
 
 def _run(subject: _Subject, data: _Data, known: _Known, progress: Progress) -> _Run:
-    """Run a base over everything, then each of its adapters over its rows.
+    """Run a base over everything, then its adapters over their rows, several at a time.
 
     It is loaded once, or never where all is known.
     """
     model = cache(partial(evaluation.load, subject.base))
-    share = 1 / (1 + 2 * len(data.rows))
+    names = list(data.rows)
+    share = 1 / (1 + 2 * len(names))
     first = part(progress, 0, share)
     found = known("text", lambda: asdict(evaluation.perplexity(model(), data.text, first)))
     probed = known("probes", lambda: subject.probe(model()))
@@ -242,26 +243,29 @@ def _run(subject: _Subject, data: _Data, known: _Known, progress: Progress) -> _
     )
     alone, adapted = known.of("base"), known.of("adapters")
     base_losses, adapter_losses = dict[str, float](), dict[str, float]()
-    for i, (name, examples) in enumerate(data.rows.items()):
-        start, middle, end = (share * (1 + 2 * i + n) for n in range(3))
+    for i in range(0, len(names), ABREAST):
+        some = names[i : i + ABREAST]
+        start, middle, end = (share * (1 + 2 * i + n * len(some)) for n in range(3))
         ahead, behind = part(progress, start, middle), part(progress, middle, end)
-        base_losses[name] = alone(name, partial(_loss, model, None, examples, ahead))
-        adapter = subject.adapters[name]
-        adapter_losses[name] = adapted(name, partial(_loss, model, adapter, examples, behind))
+        examples, which = [data.rows[name] for name in some], f"from-{i}"
+        losses = alone(which, partial(_losses, model, (), examples, ahead))
+        base_losses |= zip(some, losses, strict=True)
+        adapters = [subject.adapters[name] for name in some]
+        losses = adapted(which, partial(_losses, model, adapters, examples, behind))
+        adapter_losses |= zip(some, losses, strict=True)
     quality = Quality(token_perplexity=found["token"], word_perplexity=found["word"])
     return _Run(quality, probed, written, base_losses, adapter_losses)
 
 
-def _loss(
-    model: Callable[[], Any], adapter: Path | None, examples: list[Example], progress: Progress
-) -> float:
-    """Of the base, or of the base with an adapter, which it is then without again."""
-    if adapter is None:
-        return evaluation.completion_loss(model(), examples, progress)
-    adapted = evaluation.with_adapter(model(), adapter)
-    loss = evaluation.completion_loss(adapted, examples, progress)
-    adapted.unload()
-    return loss
+def _losses(
+    model: Callable[[], Any],
+    adapters: Sequence[Path],
+    data: Sequence[list[Example]],
+    progress: Progress,
+) -> list[float]:
+    """Of the base, or of it with each adapter on its own rows, all in the same batches."""
+    with mounted(model(), adapters) as chosen:
+        return evaluation.completion_losses(model(), data, progress, chosen.choose)
 
 
 def _samples(before: _Run, after: _Run) -> tuple[Sample, ...]:

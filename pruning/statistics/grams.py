@@ -5,7 +5,7 @@ that can be asked about leaving out some of its inputs has an answer in closed f
 """
 
 # Shape suffixes:  N = tokens,  H = outputs of a reader,  C = its inputs,  K = inputs that stay,
-# U = units,  S = channels of a unit.
+# U = units,  S = channels of a unit,  R = rank.
 
 import math
 from collections.abc import Iterator, Mapping
@@ -137,6 +137,23 @@ def fit(
     return torch.cholesky_solve(target_HK.T, factor_KK).T
 
 
+def fit_low_rank(
+    products_HK: Tensor, gram_KK: Tensor, damping: float, anchor_HK: Tensor, rank: int
+) -> tuple[Tensor, Tensor]:
+    """The matrix b a of at most a rank that comes closest to any goal y; (H, R) and (R, K).
+
+    It minimises ‖Y − b a X‖² + λ ‖b a − A‖² with an anchor A, λ as in `refit`: with the Cholesky
+    factor L of Σ x xᵀ + λ I and Z = (Σ y xᵀ + λ A) L⁻ᵀ, b a = Zʳ L⁻¹, Zʳ the R leading singular
+    atoms of Z.  Reduced-rank regression: Izenman, J. Multivariate Analysis 1975,
+    https://doi.org/10.1016/0047-259X(75)90042-1.  Computed in float32, so λ must not be small.
+    """
+    factor_KK, ridge = _factor(gram_KK.float(), _ridge(gram_KK, damping))
+    target_HK = products_HK.float() + ridge * anchor_HK
+    whitened_KH = torch.linalg.solve_triangular(factor_KK, target_HK.T, upper=False)
+    left_HR, right_KR = _leading(whitened_KH.T, rank)
+    return left_HR, torch.linalg.solve_triangular(factor_KK.T, right_KR, upper=True).T
+
+
 def elimination(
     weight_HC: Tensor, gram_CC: Tensor, channels: int, damping: float, rounds: int
 ) -> Tensor:
@@ -208,6 +225,18 @@ def _without(
     weight_HK = weight_HK[:, staying_K].addmm_(lost_SH.T, half_SK, alpha=-1)
     inverse_KK = inverse_KK[staying_K][:, staying_K].addmm_(half_SK.T, half_SK, alpha=-1)
     return weight_HK, inverse_KK
+
+
+def _leading(matrix_HK: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best approximation of a matrix by at most a rank, as b (H, R) and aᵀ (K, R).
+
+    By the smaller one of its two squares, which is all that is decomposed.
+    """
+    if len(matrix_HK) > matrix_HK.shape[1]:
+        right_KR, left_HR = _leading(matrix_HK.T, rank)
+        return left_HR, right_KR
+    left_HR = torch.linalg.eigh(matrix_HK @ matrix_HK.T).eigenvectors[:, -rank:]
+    return left_HR, matrix_HK.T @ left_HR
 
 
 def _ridge(gram_CC: Tensor, damping: float) -> float:

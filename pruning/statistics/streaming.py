@@ -169,7 +169,7 @@ class Stream:
 
     @property
     def _rows(self) -> int:
-        return rows_of(self.ids_ST)
+        return max(1, BATCH_TOKENS // self.ids_ST.shape[1])
 
     def _batches(
         self, step: int, steps: int, what: str, progress: Progress, size: int
@@ -178,11 +178,6 @@ class Stream:
         for rows in slices(num_rows, size):
             progress((step + rows.start / num_rows) / steps, f"{what}, layer {step + 1} of {steps}")
             yield rows
-
-
-def rows_of(ids_ST: Tensor) -> int:
-    """How many sequences run through a layer at a time."""
-    return max(1, BATCH_TOKENS // ids_ST.shape[1])
 
 
 def mapped(path: Path, shape: tuple[int, ...]) -> Tensor:

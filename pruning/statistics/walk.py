@@ -20,13 +20,12 @@ from pruning.architectures.layout import Architecture, Block
 from pruning.progress import Progress
 from pruning.statistics.grams import Gram, StoredGrams, fit
 from pruning.statistics.streaming import (
+    BATCH_TOKENS,
     become,
     layer_kinds,
     mapped,
     one_layer_body,
     return_freed_memory,
-    rows_of,
-    slices,
 )
 from pruning.units import BLOCKS, KINDS, READERS, Kind
 from pruning.weights.checkpoint import Checkpoint
@@ -114,6 +113,7 @@ class Blocks:
         self._kinds = layer_kinds(checkpoint)
         self._branch = _Branch(self._body.layers[0], checkpoint.geometry.architecture)
         self._body.layers = nn.ModuleList([self._branch])
+        self._filled = -1
 
     def fill(self, index: int, tensors: Mapping[str, Tensor]) -> None:
         """Put a layer's tensors, named as Checkpoint.layer names them, in the place of the last."""
@@ -121,7 +121,9 @@ class Blocks:
         readers = tuple(f"{BLOCKS[kind]}.{READERS[kind]}." for kind in READERS)
         rows = {name: t for name, t in tensors.items() if not name.startswith(readers)}
         self._branch.layer.load_state_dict(rows)
-        return_freed_memory()
+        if index != self._filled:  # not again for every adapter of a layer
+            return_freed_memory()
+        self._filled = index
 
     @torch.no_grad()
     def inputs(self, kind: Kind, states_BTH: Tensor) -> Tensor:
@@ -161,15 +163,19 @@ class _Branch(nn.Module):
         return self.architecture.mlp if kind == "ffn_channel" else self.architecture.attention
 
 
+Batch = tuple[slice, slice]  # sequences, and their tokens up to the last that counts
+
+
 class Passage:
     """Sequences on their way through a base; what is below `work` survives a kill.
 
     `counted_ST` says which tokens count in Grams: not padding, and not sinks where those are to be
-    left out.
+    left out.  What stands right of all that count is never run: sort sequences by length.
     """
 
     def __init__(self, checkpoint: Checkpoint, ids_ST: Tensor, counted_ST: Tensor, work: Path):
         self.ids_ST, self.counted_ST, self.work = ids_ST, counted_ST, work
+        self._batches = _batches(counted_ST)
         self.shape = (*ids_ST.shape, checkpoint.geometry.hidden_size)
         work.mkdir(parents=True, exist_ok=True)
         found = [int(path.stem.partition("-")[2]) for path in work.glob("states-*.f32")]
@@ -180,28 +186,28 @@ class Passage:
     def gram(self, blocks: Blocks, kind: Kind) -> Gram:
         """Run the layer's block up to its reader; the Gram of what the reader is given."""
         gram = None
-        for rows, inputs_BTC in self.inputs(blocks, kind):
+        for batch, inputs_BTC in self.inputs(blocks, kind):
             gram = gram or Gram(inputs_BTC.shape[2], inputs_BTC.device)
-            gram.add(inputs_BTC[self.counted_ST[rows]])
+            gram.add(inputs_BTC[self.counted_ST[batch]])
         assert gram is not None
         return gram
 
-    def inputs(self, blocks: Blocks, kind: Kind) -> Iterator[tuple[slice, Tensor]]:
+    def inputs(self, blocks: Blocks, kind: Kind) -> Iterator[tuple[Batch, Tensor]]:
         """Run the layer's block up to its reader: batches of sequences, and what it is given."""
-        for rows in self._batches():
-            inputs_BTC = blocks.inputs(kind, self.before(kind)[rows])
-            self._inputs(inputs_BTC.shape[2])[rows] = inputs_BTC.cpu()
-            yield rows, inputs_BTC
+        for batch in self._batches:
+            inputs_BTC = blocks.inputs(kind, self.before(kind)[batch])
+            self._inputs(inputs_BTC.shape[2])[batch] = inputs_BTC.cpu()
+            yield batch, inputs_BTC
 
     def read(self, blocks: Blocks, kind: Kind, reader: Reader) -> None:
         """Add what a block makes of the inputs of the last run, with this reader."""
-        for rows in self._batches():
-            self._add(blocks, kind, reader, rows, self._inputs(reader.num_inputs)[rows])
+        for batch in self._batches:
+            self._add(blocks, kind, reader, batch, self._inputs(reader.num_inputs)[batch])
 
     def follow(self, blocks: Blocks, kind: Kind, reader: Reader) -> None:
         """Run the layer's block and its reader, and keep nothing but the hidden states."""
-        for rows in self._batches():
-            self._add(blocks, kind, reader, rows, blocks.inputs(kind, self.before(kind)[rows]))
+        for batch in self._batches:
+            self._add(blocks, kind, reader, batch, blocks.inputs(kind, self.before(kind)[batch]))
 
     def goal(self, kind: Kind, gram: Gram, kept_K: Tensor, guide: "Passage") -> Goal:
         """For the kept inputs of `gram`: what leads from the states here to those of `guide`.
@@ -211,10 +217,10 @@ class Passage:
         hidden, (num_inputs, _) = self.shape[2], gram.products_CC.shape
         products_HK = gram.products_CC.new_zeros(hidden, len(kept_K))
         sum_H = gram.sum_C.new_zeros(hidden)
-        for rows in self._batches():
-            ahead_BTH = guide.after(kind)[rows] - self.before(kind)[rows]
-            ahead_NH = ahead_BTH[self.counted_ST[rows]].to(products_HK.device)
-            inputs_NC = self._inputs(num_inputs)[rows][self.counted_ST[rows]]
+        for batch in self._batches:
+            ahead_BTH = guide.after(kind)[batch] - self.before(kind)[batch]
+            ahead_NH = ahead_BTH[self.counted_ST[batch]].to(products_HK.device)
+            inputs_NC = self._inputs(num_inputs)[batch][self.counted_ST[batch]]
             inputs_NK = inputs_NC.to(products_HK.device)[:, kept_K]
             products_HK += ahead_NH.T @ inputs_NK
             sum_H += ahead_NH.sum(dim=0, dtype=torch.float64)
@@ -231,8 +237,8 @@ class Passage:
         self.layer += 1
 
     def _embed(self, checkpoint: Checkpoint) -> None:
-        for rows in self._batches():
-            self._states("embedded.f32")[rows] = checkpoint.embedded(self.ids_ST[rows])
+        for batch in self._batches:
+            self._states("embedded.f32")[batch] = checkpoint.embedded(self.ids_ST[batch])
         (self.work / "embedded.f32").rename(self.work / "states-0.f32")
 
     def before(self, kind: Kind) -> Tensor:
@@ -244,11 +250,11 @@ class Passage:
         return self._states(self._after(kind))
 
     def _add(
-        self, blocks: Blocks, kind: Kind, reader: Reader, rows: slice, inputs_BTC: Tensor
+        self, blocks: Blocks, kind: Kind, reader: Reader, batch: Batch, inputs_BTC: Tensor
     ) -> None:
         outputs_BTH = reader(inputs_BTC.to(reader.weight_HK.device))
         added_BTH = blocks.finished(kind, outputs_BTH)
-        self.after(kind)[rows] = self.before(kind)[rows] + added_BTH.cpu()
+        self.after(kind)[batch] = self.before(kind)[batch] + added_BTH.cpu()
 
     def _before(self, kind: Kind) -> str:
         return f"states-{self.layer}.f32" if kind == "kv_group" else "attended.f32"
@@ -262,8 +268,18 @@ class Passage:
     def _inputs(self, num_channels: int) -> Tensor:
         return mapped(self.work / f"inputs-{num_channels}.f32", (*self.shape[:2], num_channels))
 
-    def _batches(self) -> list[slice]:
-        return slices(len(self.ids_ST), rows_of(self.ids_ST))
+
+def _batches(counted_ST: Tensor) -> list[Batch]:
+    """Neighbouring sequences, of about BATCH_TOKENS tokens together, as long as the longest."""
+    lengths_S = 1 + (counted_ST * torch.arange(counted_ST.shape[1])).amax(dim=1)
+    found: list[Batch] = []
+    start = longest = 0
+    for row, length in enumerate(lengths_S.tolist()):
+        if row > start and (row + 1 - start) * max(longest, length) > BATCH_TOKENS:
+            found.append((slice(start, row), slice(longest)))
+            start, longest = row, 0
+        longest = max(longest, length)
+    return [*found, (slice(start, len(counted_ST)), slice(longest))]
 
 
 def counted(ids_ST: Tensor, sink_tokens: int) -> Tensor:

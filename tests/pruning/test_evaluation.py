@@ -103,6 +103,19 @@ def test_a_row_that_is_too_long_loses_the_head_of_its_prompt(tokenizer: Any, tmp
     assert num_prompt == 5
 
 
+def test_where_some_tokens_are_enough_rows_come_from_all_over_the_file(
+    tokenizer: Any, tmp_path: Path
+):
+    path = tmp_path / "eval.jsonl"
+    path.write_text("".join(f'{{"prompt": "{i:020}", "completion": "x"}}\n' for i in range(100)))
+    every, some, one = (
+        evaluation.rows(tokenizer, path, 64, "adapters.a", enough) for enough in (None, 20, 1)
+    )
+    assert (len(every), len(one)) == (100, 1)
+    assert some == [every[i * 100 // len(some)] for i in range(len(some))]
+    assert 20 <= sum(len(ids) for ids, _ in some) < sum(len(ids) for ids, _ in every)
+
+
 @pytest.mark.parametrize("line", ["{", '{"prompt": "a"}', "[]", '{"prompt": 1, "completion": "b"}'])
 def test_a_line_that_is_no_row_is_refused_by_its_number(line: str, tokenizer: Any, tmp_path: Path):
     path = tmp_path / "eval.jsonl"
