@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
@@ -93,36 +94,70 @@ def perplexity(model: Any, text: Windows, progress: Progress) -> Perplexity:
 def rows(tokenizer: Tokenizer, path: Path, longest: int, field: str) -> list[Example]:
     """The rows of an eval.jsonl, {"prompt", "completion"}: bos, prompt, completion, eos.
 
-    What exceeds `longest` tokens leaves at the head of the prompt, then at the completion's end.
+    Or of chat, {"messages"}: for each turn of the assistant the chat so far, and that turn.  What
+    exceeds `longest` tokens leaves at the head of the prompt, then at the completion's end.
     Raises InvalidInput on `field` for a line that is no such row, or when there is none.
     """
-    examples = []
+    examples: list[Example] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            prompt, completion = row["prompt"], row["completion"]
-            examples.append(_example(tokenizer, prompt, completion, longest))
-        except (ValueError, KeyError, TypeError) as error:
+            if "messages" in row:
+                examples += _turns(tokenizer, row["messages"], longest)
+            else:
+                examples.append(_example(tokenizer, row["prompt"], row["completion"], longest))
+        except (ValueError, KeyError, TypeError, TemplateError) as error:
             raise InvalidInput(
-                field, f'{path.name}, line {number}: no {{"prompt", "completion"}} ({error})'
+                field,
+                f'{path.name}, line {number}: no {{"prompt", "completion"}} or {{"messages"}} '
+                f"({error})",
             ) from error
     if not examples:
         raise InvalidInput(field, f"{path.name} has no rows; fill it or leave it out")
     return examples
 
 
+def _turns(tokenizer: Tokenizer, messages: Any, longest: int) -> Iterator[Example]:
+    """What the assistant says in a chat, turn by turn; one of weight 0 is context alone."""
+    spoken = [
+        i
+        for i, message in enumerate(messages)
+        if message["role"] == "assistant" and message.get("weight", 1) != 0
+    ]
+    if not spoken:
+        raise ValueError("the assistant says nothing")
+    for i in spoken:
+        said = [{"role": m["role"], "content": m["content"]} for m in messages[: i + 1]]
+        before = _chat(tokenizer, said[:-1], add_generation_prompt=True)
+        after = _chat(tokenizer, said, add_generation_prompt=False)
+        if after[: len(before)] != before:
+            raise ValueError("the chat template does not open a turn as it shows it later")
+        yield _cut(before[:1], before[1:], after[len(before) :], longest)
+
+
+def _chat(tokenizer: Tokenizer, messages: Any, add_generation_prompt: bool) -> list[int]:
+    ids: list[int] = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=add_generation_prompt, return_dict=False
+    )
+    return ids
+
+
 def _example(tokenizer: Tokenizer, prompt: str, completion: str, longest: int) -> Example:
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     answer = tokenizer.encode(completion, add_special_tokens=False) + eos
+    return _cut(bos, tokenizer.encode(prompt, add_special_tokens=False), answer, longest)
+
+
+def _cut(first: list[int], question: list[int], answer: list[int], longest: int) -> Example:
+    """The first tokens, as much of the end of the question as there is room for, the answer."""
     if not answer:
         raise ValueError("the completion is empty")
-    answer = answer[: longest - len(bos)]
-    room = longest - len(bos) - len(answer)
-    question = tokenizer.encode(prompt, add_special_tokens=False)
-    opening = bos + (question[-room:] if room else [])
+    answer = answer[: longest - len(first)]
+    room = longest - len(first) - len(answer)
+    opening = first + (question[-room:] if room else [])
     return opening + answer, len(opening)
 
 
