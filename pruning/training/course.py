@@ -75,10 +75,12 @@ class Course:
             for name, parameter in parameters.items():
                 parameter.data.copy_(file.get_tensor(f"weight.{name}"))
                 course._best[name] = file.get_tensor(f"best.{name}").to(parameter.device)
+                if f"step.{name}" not in file.keys():  # frozen
+                    continue
                 course.optimizer.state[parameter] = {
                     moment: torch.empty_like(parameter).copy_(file.get_tensor(f"{moment}.{name}"))
                     for moment in _MOMENTS
-                } | {"step": torch.tensor(float(course.step))}
+                } | {"step": file.get_tensor(f"step.{name}")}
         return course
 
     def judge(self, loss: float) -> None:
@@ -89,6 +91,13 @@ class Course:
             self._keep()
         else:
             self.checks_in_vain += 1
+
+    def drop_frozen(self) -> None:
+        """Forget the moments of what is not trained now: this is what freezing saves."""
+        for parameter in self.parameters.values():
+            if not parameter.requires_grad:
+                parameter.grad = None
+                self.optimizer.state.pop(parameter, None)
 
     def return_to_best(self) -> None:
         """Put the best weights back."""
@@ -101,8 +110,8 @@ class Course:
         for name, parameter in self.parameters.items():
             tensors[f"weight.{name}"] = parameter.detach()
             tensors[f"best.{name}"] = self._best[name]
-            moments = self.optimizer.state[parameter]
-            tensors |= {f"{moment}.{name}": moments[moment] for moment in _MOMENTS}
+            if moments := self.optimizer.state.get(parameter):
+                tensors |= {f"{kind}.{name}": moments[kind] for kind in (*_MOMENTS, "step")}
         told = {
             "step": self.step,
             "checks_in_vain": self.checks_in_vain,
