@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import random
+import shutil
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,10 @@ from pruning.adapters.train.recipes import TrainRecipe
 from pruning.adapters.train.tuned import Around, Tuned
 from pruning.evaluation import Example
 from pruning.geometry import Geometry
+from pruning.pipeline import STAGES
+from pruning.recipe import PruneSpec, Recipe
 from pruning.text import load_tokenizer
+from pruning.weights.header import read_header
 
 DEMO = Path(__file__).parent.parent / "deploy" / "demo"
 BASE = DEMO / "base"
@@ -77,6 +81,12 @@ OTHERS = {
     "pissa_vs_lora": ("pissa", "lora"),
     "olora_vs_lora": ("olora", "lora"),
 }
+RECOVERY: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "lisa": {"layers": 2, "every": 10},
+    "owlore": {"layers": 2, "every": 10},
+}
+RECOVERY_RATES = (1e-3, 4e-3, 1.6e-2)
 Row = dict[str, Any]
 
 
@@ -246,6 +256,94 @@ class Bench:
         return dict(self.cells.get(["forgetting", name, seed], measure))
 
 
+class Recovery:
+    """The bundled base without 80 % of its FFN channels, and what repairs it."""
+
+    def __init__(self, work: Path, size: Size, cells: Cells):
+        self.work, self.size, self.cells = work, size, cells
+        self.tokens = 32_768 if size is FULL else 512
+
+    def spec(self, seed: int, *recovery: Mapping[str, Any]) -> PruneSpec:
+        text = {"file": "bundled", "sequences": 32 if self.size is FULL else 4, "length": 64}
+        recipe = {
+            "name": "slim",
+            "base": "demo",
+            "target": 0.57,  # of the body, 71 % of which are FFNs
+            "units": ["ffn_channel"],
+            "criterion": {"name": "taylor"},
+            "allocator": {"name": "uniform"},
+            "recovery": list(recovery),
+            "calibration": text,
+            "training": {"file": "bundled", "sequences": 65536, "length": 64},
+            "evaluation": text,
+            "seed": seed,
+        }
+        text_file = DEMO / "text" / "calibration.txt"
+        return PruneSpec(
+            recipe=Recipe.model_validate(recipe),
+            base=BASE,
+            adapters={},
+            calibration=text_file,
+            training=text_file,
+            evaluation=DEMO / "text" / "evaluation.txt",
+        )
+
+    def nats(self, model: Path) -> float:
+        """Per token of the bundled evaluation text."""
+        asked = self.spec(0)
+        tokenizer = load_tokenizer(BASE)
+        text = evaluation.windows(tokenizer, asked.evaluation, asked.recipe.evaluation)
+        return math.log(evaluation.perplexity(evaluation.load(model), text, quiet).token)
+
+    def cut(self, seed: int) -> Path:
+        """The work directory of a seed, with its slim base."""
+        work = self.work / f"cut-{seed}"
+        if not (work / "slice" / "model").exists():
+            work.mkdir(parents=True, exist_ok=True)
+            for stage in ("calibrate", "plan", "slice"):
+                STAGES[stage](self.spec(seed), work, quiet)
+        return work
+
+    def bare(self, seed: int) -> Row:
+        """Nats of the dense base and of the cut one."""
+
+        def measure() -> Row:
+            slim = self.cut(seed) / "slice" / "model"
+            return {"dense": self.nats(BASE), "cut": self.nats(slim)}
+
+        return dict(self.cells.get(["cut", seed], measure))
+
+    def run(self, name: str, rate: float, seed: int) -> Row:
+        """One recovery: nats above the dense base, and bytes of the optimizer's moments."""
+
+        def measure() -> Row:
+            batch = {"batch": 4, "held_out": 0.02, "checks": 4, "patience": 4}
+            params = RECOVERY[name] | batch | {"tokens": self.tokens, "learning_rate": rate}
+            work = self.cut(seed)
+            shutil.rmtree(work / "recover.state", ignore_errors=True)
+            said = [""]
+            STAGES["recover"](
+                self.spec(seed, {"name": name, "params": params}),
+                work,
+                lambda fraction, message: said.append(message),
+            )
+            (course,) = (work / "recover.state").rglob("course.safetensors")
+            header = read_header(course, "course")
+            moments = sum(i.bytes for n, i in header.items() if n.startswith("exp_avg"))
+            held_out = float(said[-1].rpartition("held out ")[2].split()[0])
+            above = self.nats(work / "recover" / "model") - self.bare(seed)["dense"]
+            found: Row = {"method": f"recovery {name}", "rate": rate, "seed": seed}
+            return found | {"held_out": held_out, "above": above, "moment_bytes": moments}
+
+        return dict(self.cells.get(["recovery", name, rate, seed], measure))
+
+    def all_seeds(self, name: str) -> list[Row]:
+        """A method at the rate that did best on held-out text with the first seed."""
+        rates = RECOVERY_RATES if self.size is FULL else RECOVERY_RATES[:1]
+        rate = min(rates, key=lambda rate: self.run(name, rate, 0)["held_out"])
+        return [self.run(name, rate, seed) for seed in range(self.size.seeds)]
+
+
 def loss(bags: Mapping[Key, Bag], rows: Sequence[Example]) -> float:
     """Nats per completion token of the base with these atoms."""
     model = evaluation.load(BASE)
@@ -295,8 +393,9 @@ def ratio(first: Sequence[float], second: Sequence[float]) -> float:
 class Results:
     """Figures and rows, as far as there was time."""
 
-    def __init__(self, bench: Bench):
-        self.bench, self.seeds = bench, range(bench.size.seeds)
+    def __init__(self, bench: Bench, recovery: Recovery):
+        self.bench, self.recovery = bench, recovery
+        self.seeds = range(bench.size.seeds)
         self.figures: Row = {}
         self.rows: list[Row] = []
         self.missing: list[str] = []
@@ -308,6 +407,10 @@ class Results:
         for figure, pair in PAIRS.items():
             self.attempt(figure, partial(self.pair, *pair))
         self.attempt("ggpo_overfit_vs_lora", self.overfit)
+        self.attempt("lisa_vs_lora_recovery", partial(self.recovered, "lisa", "lora"))
+        self.attempt("owlore_vs_lisa_recovery", partial(self.recovered, "owlore", "lisa"))
+        self.attempt("owlore_moments_vs_lisa", partial(self.moments, "owlore", "lisa"))
+        self.attempt("lisa_moments_vs_lora", partial(self.moments, "lisa", "lora"))
         self.attempt("nola_bytes_over_lora_r1", self.nola_bytes)
         self.attempt("sora_vs_truncated", self.sora)
         self.attempt("dylora_vs_truncated", lambda: self.dylora("prefix"))
@@ -325,6 +428,14 @@ class Results:
     def pair(self, name: str, other: str) -> float:
         first, second = self.bench.all_seeds(name), self.bench.all_seeds(other)
         return ratio([one["test"] for one in first], [one["test"] for one in second])
+
+    def recovered(self, name: str, other: str) -> float:
+        first, second = self.recovery.all_seeds(name), self.recovery.all_seeds(other)
+        return ratio([one["above"] for one in first], [one["above"] for one in second])
+
+    def moments(self, name: str, other: str) -> float:
+        first, second = self.recovery.all_seeds(name), self.recovery.all_seeds(other)
+        return ratio([r["moment_bytes"] for r in first], [r["moment_bytes"] for r in second])
 
     def nola_bytes(self) -> float:
         first, second = self.bench.all_seeds("nola"), self.bench.all_seeds("lora_r1")
@@ -372,8 +483,10 @@ def main() -> None:
         options.work.mkdir(parents=True, exist_ok=True)
     size = QUICK if options.quick else FULL
     cells = Cells(options.work and options.work / "cells.jsonl", options.minutes)
-    results = Results(Bench(options.data, size, cells))
-    results.collect()
+    with tempfile.TemporaryDirectory() as temporary:
+        recovery = Recovery(options.work or Path(temporary), size, cells)
+        results = Results(Bench(options.data, size, cells), recovery)
+        results.collect()
     figures = results.figures | {"not_measured": results.missing}
     print(json.dumps(figures, indent=2))
     print(report.write("training", figures, results.rows, options.json))
