@@ -6,11 +6,13 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
@@ -96,34 +98,28 @@ def rows(
 ) -> list[Example]:
     """The rows of an eval.jsonl, {"prompt", "completion"}: bos, prompt, completion, eos.
 
-    What exceeds `longest` tokens leaves at the head of the prompt, then at the completion's end.
+    Or of chat, {"messages"}: for each turn of the assistant the chat so far, and that turn.  What
+    exceeds `longest` tokens leaves at the head of the prompt, then at the completion's end.
     Where so many tokens are `enough`, that many and more, of rows spread evenly over the file.
     Raises InvalidInput on `field` for a line that is no such row, or when there is none.
     """
-    prompts, completions = list[str](), list[str]()
+    found: list[tuple[int, dict[str, Any]]] = []
+    length = 0
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            prompts.append(_text(row["prompt"]))
-            completions.append(_text(row["completion"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise InvalidInput(
-                field, f'{path.name}, line {number}: no {{"prompt", "completion"}} ({error})'
-            ) from error
-    if not prompts:
+        if line.strip():
+            with _blamed(field, path, number):
+                row = json.loads(line)
+                length += sum(map(len, _texts(row)))
+                found.append((number, row))
+    if not found:
         raise InvalidInput(field, f"{path.name} has no rows; fill it or leave it out")
-    length = sum(map(len, prompts + completions))
     share = 1 if enough is None else MOST_CHARACTERS * enough / max(1, length)
-    chosen = spread(len(prompts), max(1, int(share * len(prompts))))
-    questions, answers = (
-        tokenizer([texts[i] for i in chosen], add_special_tokens=False, verbose=False)["input_ids"]
-        for texts in (prompts, completions)
-    )
-    if tokenizer.eos_token_id is None and not all(answers):
-        raise InvalidInput(field, f"{path.name} has a completion without tokens; leave it out")
-    return [_example(tokenizer, *row, longest) for row in zip(questions, answers, strict=True)]
+    examples: list[Example] = []
+    for place in spread(len(found), max(1, int(share * len(found)))):
+        number, row = found[place]
+        with _blamed(field, path, number):
+            examples += _examples(tokenizer, row, longest)
+    return examples
 
 
 def spread(length: int, count: int) -> list[int]:
@@ -131,18 +127,72 @@ def spread(length: int, count: int) -> list[int]:
     return [i * length // count for i in range(count)] if count < length else list(range(length))
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
+@contextmanager
+def _blamed(field: str, path: Path, number: int) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, TemplateError) as error:
+        raise InvalidInput(
+            field,
+            f'{path.name}, line {number}: no {{"prompt", "completion"}} or {{"messages"}} '
+            f"({error})",
+        ) from error
 
 
-def _example(tokenizer: Tokenizer, question: list[int], answer: list[int], longest: int) -> Example:
+def _texts(row: Any) -> list[str]:
+    if "messages" in row:
+        texts = [message["content"] for message in row["messages"]]
+    else:
+        texts = [row["prompt"], row["completion"]]
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"{text!r} is no text")
+    return texts
+
+
+def _examples(tokenizer: Tokenizer, row: dict[str, Any], longest: int) -> list[Example]:
+    if "messages" in row:
+        return list(_turns(tokenizer, row["messages"], longest))
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    answer = (answer + eos)[: longest - len(bos)]
-    room = longest - len(bos) - len(answer)
-    opening = bos + (question[-room:] if room else [])
+    question, answer = (
+        tokenizer.encode(row[part], add_special_tokens=False) for part in ("prompt", "completion")
+    )
+    return [_cut(bos, question, answer + eos, longest)]
+
+
+def _turns(tokenizer: Tokenizer, messages: Any, longest: int) -> Iterator[Example]:
+    """What the assistant says in a chat, turn by turn; one of weight 0 is context alone."""
+    spoken = [
+        i
+        for i, message in enumerate(messages)
+        if message["role"] == "assistant" and message.get("weight", 1) != 0
+    ]
+    if not spoken:
+        raise ValueError("the assistant says nothing")
+    for i in spoken:
+        said = [{"role": m["role"], "content": m["content"]} for m in messages[: i + 1]]
+        before = _chat(tokenizer, said[:-1], add_generation_prompt=True)
+        after = _chat(tokenizer, said, add_generation_prompt=False)
+        if after[: len(before)] != before:
+            raise ValueError("the chat template does not open a turn as it shows it later")
+        yield _cut(before[:1], before[1:], after[len(before) :], longest)
+
+
+def _chat(tokenizer: Tokenizer, messages: Any, add_generation_prompt: bool) -> list[int]:
+    ids: list[int] = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=add_generation_prompt, return_dict=False
+    )
+    return ids
+
+
+def _cut(first: list[int], question: list[int], answer: list[int], longest: int) -> Example:
+    """The first tokens, as much of the end of the question as there is room for, the answer."""
+    if not answer:
+        raise ValueError("the completion is empty")
+    answer = answer[: longest - len(first)]
+    room = longest - len(first) - len(answer)
+    opening = first + (question[-room:] if room else [])
     return opening + answer, len(opening)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pruning.adapters.compression import Compress
 from pruning.adapters.merging import Merge
+from pruning.adapters.train.tuned import Form, Hook, Init
 from pruning.allocation.budget import Space
 from pruning.geometry import Geometry
 from pruning.methods import resolve
@@ -29,6 +30,9 @@ _PACKAGES: Mapping[MethodKind, str] = {
     "merge": "pruning.adapters.merge",
     "compress": "pruning.adapters.compress",
     "schedule": "pruning.schedules",
+    "init": "pruning.adapters.init",
+    "form": "pruning.adapters.form",
+    "hook": "pruning.adapters.hooks",
 }
 
 
@@ -148,6 +152,24 @@ def compress(method: Method) -> tuple[Compress, MethodEntry, Params]:
     """The code of a compression method, its entry and its parameters.  Raises InvalidInput."""
     entry, params = resolve("compress", method)
     return cast(Compress, _module(entry).compress), entry, params
+
+
+def init(method: Method) -> tuple[Init, MethodEntry, Params]:
+    """The code of an initialisation, its entry and its parameters.  Raises InvalidInput."""
+    entry, params = resolve("init", method)
+    return cast(Init, _module(entry).begin), entry, params
+
+
+def form(method: Method) -> tuple[Form, MethodEntry, Params]:
+    """The code of a form, its entry and its parameters.  Raises InvalidInput."""
+    entry, params = resolve("form", method)
+    return cast(Form, _module(entry).attach), entry, params
+
+
+def hook(method: Method) -> tuple[Hook, MethodEntry, Params]:
+    """The code of a hook, its entry and its parameters.  Raises InvalidInput."""
+    entry, params = resolve("hook", method)
+    return cast(Hook, _module(entry).attach), entry, params
 
 
 def schedule(method: Method) -> tuple[Schedule, MethodEntry, Params]:

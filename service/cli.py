@@ -296,6 +296,14 @@ def lift_adapter(
     combine.lift(url, model, name, wait)
 
 
+@adapters.command("train")
+def train_adapter(recipe: AdapterRecipe, url: Url, wait: Wait = False) -> None:
+    """Start the job that trains the adapter of a recipe on rows."""
+    from service.commands import combine
+
+    combine.combine(url, recipe, "train", wait)
+
+
 @adapters.command("train-generator")
 def train_generator(recipe: AdapterRecipe, url: Url, wait: Wait = False) -> None:
     """Start the job that trains a generator on the tasks of a recipe."""

@@ -15,6 +15,7 @@ from dbos import DBOS, DBOSClient, EnqueueOptions, WorkflowStatus, error
 from pruning.adapters import jobs as adapters
 from pruning.adapters.generate.recipes import GenerateRecipe, TrainGeneratorRecipe
 from pruning.adapters.jobs import AnyAdapterRecipe, AnyAdapterSpec
+from pruning.adapters.train.recipes import TrainRecipe
 from pruning.errors import InvalidInput
 from pruning.jobs import job as contract
 from pruning.jobs.kinds import ADAPTERS, KINDS, PRUNING, SWEEPS, Kind
@@ -43,6 +44,7 @@ from service.job_objects import (
 from service.recipes import resolve, resolve_adapters, resolve_sweep
 from service.settings import Settings
 from service.tenants import LOCAL
+from service.training import resolve_adapter_training
 
 _JOB_SECONDS = 30  # after which it is worth asking whether one has ended
 
@@ -136,6 +138,8 @@ class Jobs:
             return resolve_training(recipe, self._catalog, self._datasets)
         if isinstance(recipe, GenerateRecipe):
             return resolve_generation(recipe, self._catalog, self._datasets)
+        if isinstance(recipe, TrainRecipe):
+            return resolve_adapter_training(recipe, self._catalog, self._datasets)
         return resolve_adapters(recipe, self._catalog, self._datasets)
 
     def get(self, id: str) -> Job:

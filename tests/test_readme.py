@@ -17,6 +17,7 @@ from pruning.adapters.generate.recipes import (
     TrainGeneratorRecipe,
 )
 from pruning.adapters.jobs import CompressRecipe, MergeRecipe
+from pruning.adapters.train.recipes import Forgetting, Hyperparameters, TrainRecipe
 from pruning.methods import ENTRIES
 from pruning.recipe import Recipe
 from pruning.sweeps.choice import Choice
@@ -34,6 +35,7 @@ OTHERS = {  # recipes by an entry that no other has
     "tasks": TrainGeneratorRecipe,
     "generator": GenerateRecipe,
     "grid": SweepRecipe,
+    "hyperparameters": TrainRecipe,
 }
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -180,6 +182,14 @@ def test_every_field_of_a_recipe_about_generators_is_documented():
         name.strip("` ") for row in rows("generation.md") if row for name in row[0].split(",")
     }
     for model in (TrainGeneratorRecipe, GenerateRecipe, Families, Network):
+        assert set(model.model_fields) - {"kind"} <= documented
+
+
+def test_every_field_of_a_recipe_that_trains_an_adapter_is_documented():
+    documented = {
+        name.strip("` ") for row in rows("training.md") if row for name in row[0].split(",")
+    }
+    for model in (TrainRecipe, Hyperparameters, Forgetting):
         assert set(model.model_fields) - {"kind"} <= documented
 
 

@@ -1,4 +1,4 @@
-"""Jobs on adapters alone: what to merge, compress, profile or make (torch-free)."""
+"""Jobs on adapters alone: what to merge, compress, profile, make or train (torch-free)."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +11,7 @@ from pruning.adapters.generate.recipes import (
     TrainGeneratorRecipe,
     TrainGeneratorSpec,
 )
+from pruning.adapters.train.recipes import TrainRecipe, TrainSpec
 from pruning.methods import resolve
 from pruning.methods.adapters import LadderParams
 from pruning.recipe import Method, Name, Text
@@ -92,7 +93,7 @@ class ProfileRecipe(_Frozen):
 
 
 SourcedRecipe = MergeRecipe | CompressRecipe | ProfileRecipe
-AnyAdapterRecipe = SourcedRecipe | TrainGeneratorRecipe | GenerateRecipe
+AnyAdapterRecipe = SourcedRecipe | TrainGeneratorRecipe | GenerateRecipe | TrainRecipe
 AdapterRecipe = Annotated[AnyAdapterRecipe, Field(discriminator="kind")]
 
 _STAGES = {
@@ -101,6 +102,7 @@ _STAGES = {
     "profile": ("profile", "publish"),
     "train_generator": ("families", "train", "measure", "publish"),
     "generate": ("generate", "publish"),
+    "train": ("train", "publish"),
 }
 
 
@@ -120,7 +122,7 @@ def results(recipe: AnyAdapterRecipe) -> tuple[str, ...]:
     """The names of the adapters that a recipe makes.  Raises InvalidInput for an unfit method."""
     if isinstance(recipe, ProfileRecipe | TrainGeneratorRecipe):
         return ()
-    if isinstance(recipe, GenerateRecipe):
+    if isinstance(recipe, GenerateRecipe | TrainRecipe):
         return (recipe.name,)
     _, params = resolve(recipe.kind, recipe.method)
     if isinstance(params, LadderParams):
@@ -159,7 +161,7 @@ class AdapterSpec(_Frozen):
     tenant: str = "local"  # whose job it is, and whose what it makes will be
 
 
-AnyAdapterSpec = AdapterSpec | TrainGeneratorSpec | GenerateSpec
+AnyAdapterSpec = AdapterSpec | TrainGeneratorSpec | GenerateSpec | TrainSpec
 
 
 class TaskReport(_Frozen):

@@ -37,6 +37,7 @@ from pruning.adapters.peft_format import EVALUATION, WEIGHTS
 from pruning.adapters.quality import check_floor, losses_of, silent, task_report
 from pruning.adapters.search import search
 from pruning.adapters.source import Source
+from pruning.adapters.train.recipes import TrainSpec
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
 from pruning.geometry import Geometry
@@ -166,7 +167,10 @@ def _code(spec: AnyAdapterSpec) -> Mapping[str, AnyStage]:
     if isinstance(spec, AdapterSpec):
         return OF_SOURCES
     from pruning.adapters.generate import making, training  # peft: seconds that others do without
+    from pruning.adapters.train import job
 
+    if isinstance(spec, TrainSpec):
+        return job.STAGES
     return training.STAGES if isinstance(spec, TrainGeneratorSpec) else making.STAGES
 
 

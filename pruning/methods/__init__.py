@@ -3,7 +3,7 @@
 from pydantic import ValidationError
 
 from pruning.errors import InvalidInput
-from pruning.methods import adapters, allocators, criteria, recovery, schedules
+from pruning.methods import adapters, allocators, criteria, recovery, schedules, training
 from pruning.methods.entry import Kind, MethodEntry, Params
 from pruning.recipe import Method
 
@@ -13,6 +13,7 @@ ENTRIES = (
     *schedules.ENTRIES,
     *recovery.ENTRIES,
     *adapters.ENTRIES,
+    *training.ENTRIES,
 )
 CATALOGUE: dict[tuple[Kind, str], MethodEntry] = {(e.kind, e.name): e for e in ENTRIES}
 

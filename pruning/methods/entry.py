@@ -5,7 +5,17 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Kind = Literal["criterion", "allocator", "recovery", "schedule", "merge", "compress"]
+Kind = Literal[
+    "criterion",
+    "allocator",
+    "recovery",
+    "schedule",
+    "merge",
+    "compress",
+    "init",
+    "form",
+    "hook",
+]
 Statistic = Literal[
     "input_moments",
     "hidden_moments",

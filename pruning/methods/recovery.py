@@ -40,6 +40,17 @@ class LoraDistillParams(LoraParams, DistillParams):
     pass
 
 
+class LisaParams(TrainingParams):
+    layers: int = Field(2, ge=1)  # that train at a time
+    every: int = Field(20, ge=1)  # steps until others are drawn
+
+
+class OwloreParams(LisaParams):
+    rank: int = Field(32, ge=1)  # of the subspace that gradients are projected to
+    scale: float = Field(0.25, gt=0)  # of steps within it
+    outlier: float = Field(13.0, gt=0)  # times the mean, what counts as an outlier
+
+
 ENTRIES = (
     MethodEntry(
         "recovery",
@@ -88,6 +99,32 @@ ENTRIES = (
             "https://arxiv.org/abs/2312.15230",
         ),
         params=TrainingParams,
+    ),
+    MethodEntry(
+        "recovery",
+        "lisa",
+        "embedding, head and a few layers at a time, drawn anew, trained on text (LISA)",
+        Paper(
+            "Pan et al.",
+            "LISA: Layerwise Importance Sampling for Memory-Efficient Large Language Model "
+            "Fine-Tuning",
+            "NeurIPS 2024",
+            "https://arxiv.org/abs/2403.17919",
+        ),
+        params=LisaParams,
+    ),
+    MethodEntry(
+        "recovery",
+        "owlore",
+        "as lisa, layers with outliers more often, their gradients of low rank (OwLore)",
+        Paper(
+            "Li et al.",
+            "OwLore: Outlier-weighed Layerwise Sampled Low-Rank Projection for "
+            "Memory-Efficient LLM Fine-tuning",
+            "arXiv 2024",
+            "https://arxiv.org/abs/2405.18380",
+        ),
+        params=OwloreParams,
     ),
     MethodEntry(
         "recovery",

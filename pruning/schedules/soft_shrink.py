@@ -32,7 +32,7 @@ from pruning.recipe import PruneSpec
 from pruning.training.data import training_split
 from pruning.training.fit import choose
 from pruning.training.losses import distillation
-from pruning.training.trainer import train
+from pruning.training.trainer import Steps, train
 from pruning.units import BLOCKS, Kind, members
 from pruning.weights.rewriting import rewrite
 from pruning.weights.tensors import EMBEDDING, HEAD
@@ -85,7 +85,8 @@ def _distil(
     moving = {name: p for name, p in student.named_parameters() if p.requires_grad}
     loss = distillation(student, load(spec.base), params.temperature)
     data = training_split(spec, params.held_out)
-    train(moving, loss, data, params, spec.recipe.seed, state, progress, shrink)
+    steps = Steps(after=shrink)
+    train(moving, loss, data, params, spec.recipe.seed, state, progress, steps)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from pruning.progress import Progress
 from pruning.registry import RecoveryContext
 from pruning.training.data import training_split
 from pruning.training.losses import Loss
-from pruning.training.trainer import Outcome, train
+from pruning.training.trainer import Outcome, Steps, train
 
 
 def choose(model: nn.Module, wanted: Callable[[str], bool]) -> None:
@@ -20,9 +20,18 @@ def choose(model: nn.Module, wanted: Callable[[str], bool]) -> None:
 
 
 def fit(
-    model: Any, loss: Loss, params: TrainingParams, context: RecoveryContext, progress: Progress
+    model: Any,
+    loss: Loss,
+    params: TrainingParams,
+    context: RecoveryContext,
+    progress: Progress,
+    around: Steps | None = None,
 ) -> Outcome:
-    """Train what can be trained of the model, on the training text of the recipe."""
-    moving = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    """Train what can be trained of the model, on the training text of the recipe.
+
+    With something `around` the steps, all parameters belong to the course: it may free and freeze.
+    """
+    moving = {name: p for name, p in model.named_parameters() if p.requires_grad or around}
     data = training_split(context.spec, params.held_out)
-    return train(moving, loss, data, params, context.spec.recipe.seed, context.state, progress)
+    seed = context.spec.recipe.seed
+    return train(moving, loss, data, params, seed, context.state, progress, around)

@@ -33,6 +33,14 @@ class Outcome:
     loss_after: float
 
 
+@dataclass(frozen=True)
+class Steps:
+    """What is done around each step of the optimizer; `before` is told its number, from 0."""
+
+    before: Callable[[int], None] = lambda step: None
+    after: Callable[[], None] | None = None
+
+
 def train(
     parameters: Parameters,
     loss: Loss,
@@ -41,34 +49,36 @@ def train(
     seed: int,
     state: Path,
     progress: Progress,
-    after: Callable[[], None] | None = None,
+    around: Steps | None = None,
 ) -> Outcome:
     """Train `parameters` in place, and leave them as they were when the held-out loss was least.
 
-    With `after`, which changes them after each step, they stay as they are at the end, and no loss
-    ends the training early.
+    Where something changes them `around` the steps, after each, they stay as they are at the end,
+    and no loss ends the training early.
 
     Takes whole sequences, as many as `params.tokens` pays for; InvalidInput when that is none.
     The course is saved in `state` at every check of the held-out loss and taken up from there.
     """
-    order = _order(data, params, seed)
+    order, around = _order(data, params, seed), around or Steps()
     num_steps = math.ceil(len(order) / params.batch)
     every = math.ceil(num_steps / params.checks)
     course = Course.resume(state, parameters, params.weight_decay)
     if course is None:
         course = Course.begin(parameters, params.weight_decay, held_out_loss(loss, data))
-    while course.step < num_steps and (after or course.checks_in_vain < params.patience):
+    while course.step < num_steps and (around.after or course.checks_in_vain < params.patience):
         batch = order[course.step * params.batch : (course.step + 1) * params.batch]
         rate = params.learning_rate * rate_factor(course.step, num_steps, params.warmup)
+        around.before(course.step)
+        course.drop_frozen()
         found = _step(course, loss, data.training_ST[batch], rate, params.clip)
-        if after:
-            after()
+        if around.after:
+            around.after()
         course.step += 1
         if course.step % every == 0 or course.step == num_steps:
             course.judge(held_out_loss(loss, data))
             course.save(state)
         progress(course.step / num_steps, _words(course, num_steps, found))
-    if after is None:
+    if around.after is None:
         course.return_to_best()
     num_sequences = min(course.step * params.batch, len(order))
     tokens = num_sequences * data.training_ST.shape[1]

@@ -1,6 +1,6 @@
-"""`graftwork adapters merge`, `compress`, `lift`, `train-generator`, `generate`: jobs."""
+"""`graftwork adapters merge`, `compress`, `lift`, `train`, `train-generator`, `generate`: jobs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from service.commands.failure import CommandFailed, problems
 from service.commands.follow import failed, follow
 from service.commands.uploads import upload
 
-Kind = Literal["merge", "compress", "train_generator", "generate"]
+Kind = Literal["merge", "compress", "train_generator", "generate", "train"]
 
 
 def combine(url: str, path: Path, kind: Kind, wait: bool) -> None:
@@ -32,7 +32,14 @@ def _origins(body: Json) -> dict[str, tuple[Json, str]]:
     """The files of rows that a recipe names, by their place in it, each with its purpose."""
     tasks = {f"tasks.{name}": (rows, "training") for name, rows in body.get("tasks", {}).items()}
     examples = body.get("examples")
-    return tasks | ({"examples": (examples, "examples")} if isinstance(examples, dict) else {})
+    if isinstance(examples, dict):
+        tasks["examples"] = examples, "examples"
+    for name in ("training", "validation"):
+        if body.get(name):
+            tasks[name] = body[name], name
+    if body.get("forget"):
+        tasks["forget.rows"] = body["forget"]["rows"], "training"
+    return tasks
 
 
 def lift(url: str, model: str, name: str | None, wait: bool) -> None:
@@ -117,6 +124,30 @@ def _generated(report: Json) -> list[str]:
     return lines
 
 
+def _adapted(report: Json) -> list[str]:
+    name, rows = report["recipe"]["name"], report["rows"]["validation"]
+    size = f"{report['parameters']:,} numbers trained, {report['bytes']:,} bytes"
+    lines = [f"{name}: rank {max(report['ranks'].values())}, {size}"]
+    losses = [check["validation"] for check in report["curve"]]
+    lines.append(f"  {plot([report['base'], *losses])} validation loss, {report['steps']} steps")
+    measured = f"{report['result']:.3f}, of the base {report['base']:.3f}"
+    lines.append(f"  loss on {rows} validation rows: {measured}")
+    if report["forget_base"] is not None:
+        forgot = f"{report['forget_result']:.3f}, of the base {report['forget_base']:.3f}"
+        lines.append(f"  loss on what is to be forgotten: {forgot}")
+    return lines
+
+
+def plot(losses: Sequence[float]) -> str:
+    """Losses as bars, one character each, from the lowest to the highest."""
+    low, high = min(losses), max(losses)
+    steps = len(_BARS) - 1
+    return "".join(_BARS[round(steps * (loss - low) / ((high - low) or 1))] for loss in losses)
+
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
 def _percent(recovered: float | None) -> str:
     return "not measured" if recovered is None else f"{recovered:.0%}"
 
@@ -126,10 +157,12 @@ _PAGES = {
     "compress": "adapters",
     "train_generator": "generation",
     "generate": "generation",
+    "train": "training",
 }
 _LINES: dict[str, Callable[[Json], list[str]]] = {
     "merge": _combined,
     "compress": _combined,
     "train_generator": _trained,
     "generate": _generated,
+    "train": _adapted,
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pruning import allocators, criteria, methods, recovery, registry, schedules
-from pruning.adapters import compress, merge
+from pruning.adapters import compress, form, hooks, init, merge
 from pruning.errors import InvalidInput
 from pruning.methods.entry import Kind, MethodEntry
 from pruning.recipe import Method
@@ -19,6 +19,9 @@ PACKAGES = {
     "schedule": schedules,
     "merge": merge,
     "compress": compress,
+    "init": init,
+    "form": form,
+    "hook": hooks,
 }
 BIND = {
     "criterion": registry.criterion,
@@ -27,6 +30,9 @@ BIND = {
     "schedule": registry.schedule,
     "merge": registry.merge,
     "compress": registry.compress,
+    "init": registry.init,
+    "form": registry.form,
+    "hook": registry.hook,
 }
 
 

@@ -26,7 +26,7 @@ from pruning.training.data import training_split
 from pruning.training.lora import merged, with_lora
 from pruning.weights.rewriting import rewrite
 
-TRAINED = ("align", "distill", "lora", "lora_distill", "norms")
+TRAINED = ("align", "distill", "lisa", "lora", "lora_distill", "norms", "owlore")
 TEXT = "".join(f"Sentence {i} is about the number {i * i}.\n" for i in range(60))
 BEFORE = ("calibrate", "plan", "slice")
 QUICK = {"tokens": 2000, "batch": 4, "learning_rate": 0.003, "checks": 4}
@@ -218,8 +218,12 @@ def test_a_text_of_one_sequence_cannot_be_trained_on(spec: Any, tmp_path: Path):
     assert refused.value.field == "calibration.length"
 
 
-def test_killed_in_the_middle_of_training_the_stage_makes_the_same_bytes(spec: Any, tmp_path: Path):
-    asked = spec("distill", tokens=6400, checks=25, patience=25)  # 50 steps
+@pytest.mark.parametrize("method", ["distill", "owlore"])
+def test_killed_in_the_middle_of_training_the_stage_makes_the_same_bytes(
+    method: str, spec: Any, tmp_path: Path
+):
+    params = {"every": 3, "layers": 1, "rank": 4} if method == "owlore" else {}
+    asked = spec(method, tokens=6400, checks=25, patience=25, **params)  # 50 steps
     work = run(asked, tmp_path / "work", *BEFORE, "recover")
     expected = tree_digest(work / "recover")
     assert moved(work)

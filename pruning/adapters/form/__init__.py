@@ -1,0 +1,1 @@
+"""One file per form: what of a pair of factors is trained."""

@@ -1,0 +1,1 @@
+"""One file per hook: what happens around the steps of a training."""

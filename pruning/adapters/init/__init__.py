@@ -1,0 +1,1 @@
+"""One file per initialisation: with which factors the training of an adapter begins."""
