@@ -52,7 +52,7 @@ def prune(recipe: Recipe, jobs: JobsDep, idempotency_key: Key = None) -> Job:
 
 @adapters.post("")
 def make_adapters(recipe: AdapterRecipe, jobs: JobsDep, idempotency_key: Key = None) -> Job:
-    """Merge adapters, make one smaller, profile one, train a generator, or ask one for an adapter.
+    """Merge, compress, profile or compare adapters; train a generator, or ask one for an adapter.
 
     The same Idempotency-Key is the same job.
     """
