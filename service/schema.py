@@ -68,6 +68,16 @@ compositions = Table(
     Column("created", BigInteger, nullable=False),
 )
 
+aliases = Table(  # each row a promotion; the last one is in force
+    "aliases",
+    metadata,
+    Column("tenant", String(63), primary_key=True),
+    Column("name", String(63), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("base", String(63), nullable=False, index=True),  # as the tenant names it
+    Column("created", BigInteger, nullable=False),
+)
+
 profiles = Table(
     "profiles",
     metadata,

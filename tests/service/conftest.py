@@ -114,6 +114,8 @@ class Upstream:
                     yield b": still here\n\n"
             finally:
                 self.left.set()
+        for word in prompt.removeprefix("say ").split() if prompt.startswith("say ") else ():
+            yield f"data: {json.dumps({'choices': [{'text': f' {word}'}]})}\n\n".encode()
         yield b"data: {}\r\n"
         await asyncio.sleep(0.05)
         yield b": odd but legal\n\nda"
@@ -164,6 +166,10 @@ class StandInEngine:
         self.adapters.pop(name, None)
         self.loading.pop(name, None)
         await asyncio.sleep(self.unload_seconds)
+
+    async def residency(self) -> dict[str, Any]:
+        adapters = [{"name": name, "resident": True} for name in self.adapters]
+        return {"adapters": adapters, "unnamed": 0}
 
     async def metrics(self) -> str:
         return (await self.client.get("/metrics")).text
