@@ -162,7 +162,7 @@ def carry_(spec: PruneSpec, work: Path, progress: Progress) -> None:
 
 def evaluate(spec: PruneSpec, work: Path, progress: Progress) -> None:
     """Measure the base and its adapters before and after, and write the report."""
-    from pruning.reports.measure import measure  # imports seconds' worth of transformers and peft
+    from pruning.reports.measure import measure  # imports seconds' worth of transformers
     from pruning.reports.page import render
 
     out = begin(work, "evaluate")
