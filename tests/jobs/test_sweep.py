@@ -48,14 +48,14 @@ def test_a_sweep_killed_in_a_cell_resumes_there_and_its_best_cell_is_made(
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep | {"calibration": text}))
     id = graftwork("sweep", "run", tmp_path / "sweep.yaml").stdout.split()[0]
     (first,) = eventually(
-        lambda: list(site.settings.jobs.glob(f"{id}/cells.state/*/0.json")), "a cell was made", 200
+        lambda: list(site.settings.jobs.glob(f"{id}/cells.state/*/0.json")), "a cell was made", 400
     )
     made = json.loads(first.read_text())["report"]["stages"]
     assert "running" in graftwork("sweep", "show", id).stderr
     site.kill_worker()
     site.start_worker()
     path = f"{SWEEPS}/{id}"
-    eventually(lambda: gateway.get(path).json()["finished_at"], "the end of the sweep", 200)
+    eventually(lambda: gateway.get(path).json()["finished_at"], "the end of the sweep", 400)
     job = gateway.get(path).json()
     assert (job["object"], job["status"], job["error"]) == ("sweep.job", "succeeded", None)
     assert job["result"]["models"] == []
