@@ -11,8 +11,9 @@ import torch
 from pruning import evaluation
 from pruning.adapters import algebra, atoms
 from pruning.adapters.peft_format import read_adapter
+from pruning.adapters.train import job
 from pruning.adapters.train.loop import Lesson, fit
-from pruning.adapters.train.recipes import Hyperparameters
+from pruning.adapters.train.recipes import Hyperparameters, TrainSpec
 from pruning.adapters.train.tuned import Around, Tuned
 from pruning.evaluation import Example
 from pruning.geometry import Geometry
@@ -72,3 +73,27 @@ def test_a_baked_adapter_answers_as_the_trained_factors_do(
         baked = evaluation.with_adapter(evaluation.load(base), folder)(input_ids=ids).logits
     assert (baked - trained).abs().max() <= 1e-5 * trained.abs().max()
     assert not torch.allclose(baked, first, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["phi3", "qwen3", "gemma2"])
+def test_other_families_are_trained_and_baked_alike(
+    family: str,
+    training: Callable[..., TrainSpec],
+    examples: list[Example],
+    dense_base: Callable[[str], Path],
+    ids: torch.Tensor,
+    tmp_path: Path,
+):
+    recipe = training(init={"name": "pissa"}).recipe
+    base = dense_base(family)
+    model, geometry = evaluation.load(base), Geometry.of(base)
+    starts = job.starts(model, recipe, job.keys_of(recipe, geometry), examples)
+    tuned, around = job.attach(model, recipe, starts, 8)
+    lesson = Lesson(examples[8:], examples[:8])
+    fit(tuned, around, lesson, recipe.hyperparameters, 0, tmp_path, lambda fraction, message: None)
+    atoms.write(algebra.adapter_of(tuned.bake()), tmp_path / "adapter", geometry, family)
+    with torch.no_grad():
+        trained = tuned.model(input_ids=ids).logits
+        adapted = evaluation.with_adapter(evaluation.load(base), tmp_path / "adapter")
+        baked = adapted(input_ids=ids).logits
+    assert (baked - trained).abs().max() <= 1e-5 * trained.abs().max()

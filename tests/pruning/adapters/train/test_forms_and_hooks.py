@@ -32,7 +32,7 @@ def test_gates_go_down_by_the_threshold_and_stay_closed():
 
 def test_atoms_with_closed_gates_are_not_served(begun: Begun):
     tuned, _ = begun(form={"name": "gated"})
-    gates = [p for name, p in tuned.parameters.items() if name.endswith("gate_R")]
+    gates = [side_b(layer).parametrizations.weight[0].gate_R for layer in tuned.layers.values()]
     for layer in tuned.layers.values():
         factor(side_b(layer)).data.fill_(1.0)
     gates[0].data[1:] = 0
