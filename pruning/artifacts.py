@@ -15,12 +15,14 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pruning.adapters.generate.recipes import Generated, TrainGeneratorRecipe
-from pruning.adapters.jobs import AnyAdapterRecipe, ProfileRecipe
+from pruning.adapters.jobs import AnyAdapterRecipe, CompareRecipe, ProfileRecipe
 from pruning.digest import file_digest, listing_digest
 from pruning.recipe import Recipe
 from pruning.sweeps.recipe import SweepRecipe
 
-ArtifactKind = Literal["pruned_base", "adapter", "profile", "generator", "sweep"]
+ArtifactKind = Literal[
+    "pruned_base", "adapter", "profile", "comparison", "generator", "sweep"
+]
 MANIFEST = "manifest.json"
 MEASUREMENTS = "report.*"  # timings differ between two runs of one recipe: not in the digest
 
@@ -108,6 +110,8 @@ def _kind(recipe: Recipe | AnyAdapterRecipe | SweepRecipe) -> ArtifactKind:
         return "sweep"
     if isinstance(recipe, TrainGeneratorRecipe):
         return "generator"
+    if isinstance(recipe, CompareRecipe):
+        return "comparison"
     return "profile" if isinstance(recipe, ProfileRecipe) else "adapter"
 
 

@@ -26,6 +26,7 @@ from service.middleware import BodyLimit, Observation
 from service.proxy import Proxy
 from service.routes import (
     adapters,
+    aliases,
     bases,
     completions,
     compositions,
@@ -36,6 +37,8 @@ from service.routes import (
     keys,
     metrics,
     models,
+    overview,
+    planning,
     tenants,
 )
 from service.settings import Settings
@@ -51,8 +54,11 @@ _ROUTERS = (  # first match
     generators,
     compositions,
     files,
+    aliases,
     keys,
     tenants,
+    planning,
+    overview,
     health,
     metrics,
 )

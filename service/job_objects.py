@@ -60,6 +60,7 @@ class JobResult(_Frozen):
 class Job(_Frozen):
     """A job; `progress` is the fraction of the whole that is done, times are Unix seconds.
 
+    `stages` are all that it consists of, `stage` the one that runs.
     `pruned_model`, `result` and `error` are null until the job has ended; the first always is for
     a job on adapters, whose `result.models` name them, and for a sweep, which makes none.
     """
@@ -73,6 +74,7 @@ class Job(_Frozen):
     model: str
     pruned_model: str | None
     recipe: AnyRecipe
+    stages: tuple[str, ...]
     stage: str | None
     progress: float
     result: JobResult | None
@@ -125,6 +127,7 @@ def job_object(
         model=recipe.base,
         pruned_model=recipe.name if done and isinstance(recipe, Recipe) else None,
         recipe=recipe,
+        stages=kind_of(work.workflow_id).stages(recipe),
         stage=progress["stage"] if progress and status == "running" else None,
         progress=1.0 if done else progress["fraction"] if progress else 0.0,
         result=_result(work, spec) if done else None,

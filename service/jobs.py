@@ -167,8 +167,8 @@ class Jobs:
             events.append(last_event(job))
         return page_of(events[:limit], has_more=len(events) > limit)
 
-    def counts(self) -> dict[Status, int]:
-        """How many jobs there are of each status."""
+    def counts(self, own: bool = False) -> dict[Status, int]:
+        """How many jobs there are of each status, of all tenants or only of one's own."""
         publications = {
             work.workflow_id: work
             for work in self._client.list_workflows(
@@ -179,6 +179,7 @@ class Jobs:
             status_of(work, publications.get(contract.publication(work.workflow_id)))
             for kind in KINDS
             for work in self._known(kind)
+            if not own or _owner(work) == self._tenant
         ]
         return {status: statuses.count(status) for status in get_args(Status)}
 

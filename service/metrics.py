@@ -102,7 +102,7 @@ class Metrics:
 
     async def exposition(self, engines: Engines, jobs: Jobs) -> bytes:
         """Everything in Prometheus' text format; an engine that does not answer is left out."""
-        texts = await _texts(engines)
+        texts = await texts_of(engines)
         counts = await anyio.to_thread.run_sync(jobs.counts)
         families = [
             *self.registry.collect(),
@@ -174,7 +174,8 @@ class _Tiers(Collector):
         return size, evicted
 
 
-async def _texts(engines: Engines) -> dict[str, str]:
+async def texts_of(engines: Engines) -> dict[str, str]:
+    """What each ready engine says at /metrics, by base; one that does not answer is left out."""
     names = [name for name, status in engines.states().items() if status.state == "ready"]
     texts = await asyncio.gather(
         *(engines.get(name).metrics() for name in names), return_exceptions=True

@@ -1,5 +1,6 @@
 """Model ids of the OpenAI API: BASE, BASE+NAME, BASE+ADAPTER@DIGEST, or a composition spelled out.
 
+BASE is a base or an alias of one.
 NAME is that of an adapter or of a named composition; @DIGEST asks for one exact content.
 """
 
@@ -177,6 +178,7 @@ def _compose(
     for part in composition.parts:
         if part.adapter not in own:
             raise _unknown(catalog, f"{base.name}+{part.adapter}")
+    composition = replace(composition, base=base.name)  # it may have been spelled with an alias
     return Model(base, composed=_composed(composition, own, named))
 
 
@@ -188,7 +190,10 @@ def _composed(
 
 
 def _served_base(catalog: Catalog, name: str) -> Base:
-    base = catalog.base(name)
+    try:
+        base = catalog.base(name)
+    except NotFound:
+        base = catalog.base(catalog.alias(name).base)
     if not base.serve:
         raise NotFound
     return base

@@ -1,9 +1,11 @@
 """From a recipe, which speaks in names, to a spec, which a worker can run: resolved and checked."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from pruning.adapters.jobs import (
     AdapterSpec,
+    CompareRecipe,
     Cut,
     Input,
     MergeRecipe,
@@ -33,6 +35,8 @@ def resolve(recipe: Recipe, catalog: Catalog, datasets: Datasets) -> PruneSpec:
         raise Conflict(
             f"base {recipe.name!r} exists already; delete it or choose another name", param="name"
         )
+    if catalog.find_alias(recipe.name):
+        raise Conflict(f"{recipe.name!r} is an alias; choose another name", param="name")
     return spec
 
 
@@ -53,17 +57,11 @@ def resolve_sweep(recipe: SweepRecipe, catalog: Catalog, datasets: Datasets) -> 
 def _resolved(recipe: Recipe, catalog: Catalog, datasets: Datasets) -> PruneSpec:
     base = lookup("base", lambda: catalog.base(recipe.base))
     budget.check(base.geometry, recipe)
-    registered = {adapter.name: adapter.path for adapter in catalog.adapters(base.name)}
+    registered = {adapter.name: adapter.path.absolute() for adapter in catalog.adapters(base.name)}
     names = tuple(registered) if recipe.adapters == "all" else recipe.adapters
-    for name in names:
-        if name not in registered:
-            known = ", ".join(registered) or "none"
-            raise InvalidInput(
-                "adapters", f"base {base.name!r} has no adapter {name!r}; it has: {known}"
-            )
+    adapters = {name: known(registered, base, name) for name in names}
     if recipe.fleet:
         recipe.fleet.check(names)
-    adapters = {name: registered[name].absolute() for name in names}
     texts = Texts(catalog, datasets, adapters)
     return PruneSpec(
         recipe=recipe,
@@ -87,6 +85,8 @@ def resolve_adapters(recipe: SourcedRecipe, catalog: Catalog, datasets: Datasets
     """
     if isinstance(recipe, ProfileRecipe):
         return _resolve_profile(recipe, catalog, datasets)
+    if isinstance(recipe, CompareRecipe):
+        return _resolve_comparison(recipe, catalog)
     base = lookup("base", lambda: catalog.base(recipe.base))
     check_free(catalog, base.name, results(recipe))
     inputs = recipe.sources if isinstance(recipe, MergeRecipe) else (Input(adapter=recipe.source),)
@@ -122,6 +122,26 @@ def _resolve_profile(recipe: ProfileRecipe, catalog: Catalog, datasets: Datasets
         sources={adapter.name: SourceSpec(path=path)},
         calibration=texts.paths(recipe.text, "calibration"),
     )
+
+
+def _resolve_comparison(recipe: CompareRecipe, catalog: Catalog) -> AdapterSpec:
+    base = lookup("base", lambda: catalog.base(recipe.base))
+    registered = {adapter.name: adapter.path.absolute() for adapter in catalog.adapters(base.name)}
+    names = tuple(registered) if recipe.adapters == "all" else recipe.adapters
+    found = {name: SourceSpec(path=known(registered, base, name)) for name in names}
+    if len(found) < 2:
+        raise InvalidInput("adapters", "a comparison takes two adapters or more")
+    return AdapterSpec(recipe=recipe, base=base.path.absolute(), sources=found)
+
+
+def known(registered: Mapping[str, Path], base: Base, name: str) -> Path:
+    """The directory of a base's adapter; InvalidInput lists those that there are."""
+    if name not in registered:
+        names = ", ".join(registered) or "none"
+        raise InvalidInput(
+            "adapters", f"base {base.name!r} has no adapter {name!r}; it has: {names}"
+        )
+    return registered[name]
 
 
 def check_free(catalog: Catalog, base: str, names: Iterable[str]) -> None:

@@ -107,6 +107,16 @@ class NamedComposition:
 
 
 @dataclass(frozen=True)
+class Alias:
+    """A name for a base that may move; `before` are the bases that it named, oldest first."""
+
+    name: str
+    base: str
+    before: tuple[str, ...]
+    created: int
+
+
+@dataclass(frozen=True)
 class File:
     """An uploaded text."""
 

@@ -68,6 +68,16 @@ compositions = Table(
     Column("created", BigInteger, nullable=False),
 )
 
+aliases = Table(  # each row a promotion; the last one is in force
+    "aliases",
+    metadata,
+    Column("tenant", String(63), primary_key=True),
+    Column("name", String(63), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("base", ForeignKey("bases.name"), nullable=False, index=True),
+    Column("created", BigInteger, nullable=False),
+)
+
 profiles = Table(
     "profiles",
     metadata,

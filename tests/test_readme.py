@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import TypeAdapter
 from typer.main import get_command
 
 from pruning.adapters.generate.recipes import (
@@ -16,7 +17,7 @@ from pruning.adapters.generate.recipes import (
     Network,
     TrainGeneratorRecipe,
 )
-from pruning.adapters.jobs import CompressRecipe, MergeRecipe
+from pruning.adapters.jobs import AdapterRecipe, CompressRecipe, MergeRecipe
 from pruning.adapters.train.recipes import Forgetting, Hyperparameters, TrainRecipe
 from pruning.methods import ENTRIES
 from pruning.recipe import Recipe
@@ -124,6 +125,9 @@ def test_the_readme_shows_the_request_that_the_demo_prints():
 def test_recipes_that_are_shown_are_recipes(page: Path):
     for block in blocks(page, "yaml"):
         shown = yaml.safe_load(block)
+        if "kind" in shown:
+            TypeAdapter(AdapterRecipe).validate_python(shown)
+            continue
         if kinds := [kind for entry, kind in OTHERS.items() if entry in shown]:
             recipe = kinds[0].model_validate(shown)
             if isinstance(recipe, SweepRecipe):

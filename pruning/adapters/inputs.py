@@ -9,7 +9,7 @@ from pruning import evaluation
 from pruning.adapters import algebra
 from pruning.adapters.algebra import Bag, Bags
 from pruning.adapters.carry import project
-from pruning.adapters.jobs import AdapterSpec, MergeRecipe, ProfileRecipe
+from pruning.adapters.jobs import AdapterSpec, CompressRecipe, MergeRecipe
 from pruning.adapters.peft_format import EVALUATION
 from pruning.adapters.source import Descent, Source, open_source
 from pruning.errors import InvalidInput
@@ -68,7 +68,7 @@ def all_rows(spec: AdapterSpec) -> dict[str, list[Example]]:
 def measuring_rows(spec: AdapterSpec) -> dict[str, list[Example]]:
     """The rows that measure: those that a search looked at are left out."""
     recipe = spec.recipe
-    assert not isinstance(recipe, ProfileRecipe)
+    assert isinstance(recipe, MergeRecipe | CompressRecipe)
     used = recipe.search.rows if isinstance(recipe, MergeRecipe) and recipe.search else 0
     rows = {name: own[used:] for name, own in all_rows(spec).items() if len(own) > used}
     if recipe.floor > 0 and not rows:

@@ -1,4 +1,4 @@
-"""Jobs on adapters alone: what to merge, compress, profile, make or train (torch-free)."""
+"""Jobs on adapters: what to merge, compress, profile, compare, make or train (torch-free)."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -92,7 +92,16 @@ class ProfileRecipe(_Frozen):
         return self.calibration or Text(adapter=self.source, sequences=16, length=128)
 
 
-SourcedRecipe = MergeRecipe | CompressRecipe | ProfileRecipe
+class CompareRecipe(_Frozen):
+    """How alike the adapters of one base are."""
+
+    kind: Literal["compare"] = "compare"
+    base: Name
+    adapters: tuple[Name, ...] | Literal["all"] = "all"
+    seed: int = Field(0, ge=0)
+
+
+SourcedRecipe = MergeRecipe | CompressRecipe | ProfileRecipe | CompareRecipe
 AnyAdapterRecipe = SourcedRecipe | TrainGeneratorRecipe | GenerateRecipe | TrainRecipe
 AdapterRecipe = Annotated[AnyAdapterRecipe, Field(discriminator="kind")]
 
@@ -100,6 +109,7 @@ _STAGES = {
     "merge": ("combine", "measure", "publish"),
     "compress": ("combine", "measure", "publish"),
     "profile": ("profile", "publish"),
+    "compare": ("compare", "publish"),
     "train_generator": ("families", "train", "measure", "publish"),
     "generate": ("generate", "publish"),
     "train": ("train", "publish"),
@@ -115,12 +125,14 @@ def makes(recipe: AnyAdapterRecipe) -> str:
     """What at most one job at a time is to make."""
     if isinstance(recipe, ProfileRecipe):
         return f"profile of {recipe.base}+{recipe.source}"
+    if isinstance(recipe, CompareRecipe):
+        return f"comparison of the adapters of {recipe.base}"
     return f"{recipe.base}+{recipe.name}"
 
 
 def results(recipe: AnyAdapterRecipe) -> tuple[str, ...]:
     """The names of the adapters that a recipe makes.  Raises InvalidInput for an unfit method."""
-    if isinstance(recipe, ProfileRecipe | TrainGeneratorRecipe):
+    if isinstance(recipe, ProfileRecipe | CompareRecipe | TrainGeneratorRecipe):
         return ()
     if isinstance(recipe, GenerateRecipe | TrainRecipe):
         return (recipe.name,)
@@ -192,6 +204,18 @@ class ResultReport(_Frozen):
         """The source that lost most, of those that could be measured."""
         measured = [task for task in self.tasks if task.recovered is not None]
         return min(measured, key=lambda task: task.recovered or 0.0, default=None)
+
+
+class CompareReport(_Frozen):
+    """The cosine of the angle between the ΔW of each pair; None where one adds nothing.
+
+    `norms` are the lengths of the ΔW over all linears, as Frobenius norms.
+    """
+
+    recipe: CompareRecipe
+    names: tuple[str, ...]
+    norms: tuple[float, ...]
+    cosines: tuple[tuple[float | None, ...], ...]
 
 
 class JobReport(_Frozen):

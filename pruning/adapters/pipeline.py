@@ -1,4 +1,4 @@
-"""Jobs on adapters, and merging, compressing and profiling: adapters in, an artifact out.
+"""Jobs on adapters, and merging, compressing, profiling, comparing: adapters in, an artifact out.
 
 Each stage reads what earlier ones wrote below the work directory and writes WORK/STAGE/, as those
 of `pruning.pipeline` do.  Below the recipe's floor the second stage fails, and nothing is sealed.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pruning import artifacts, evaluation
-from pruning.adapters import algebra, atoms
+from pruning.adapters import algebra, atoms, similarity
 from pruning.adapters.algebra import Bags
 from pruning.adapters.compose import profile as profiles
 from pruning.adapters.compression import Deltas, Probe, applied
@@ -25,6 +25,8 @@ from pruning.adapters.inputs import all_rows, deltas_of, measuring_rows, on_base
 from pruning.adapters.jobs import (
     AdapterSpec,
     AnyAdapterSpec,
+    CompareRecipe,
+    CompareReport,
     CompressRecipe,
     JobReport,
     MergeRecipe,
@@ -54,6 +56,7 @@ PUBLISHED = (  # besides the adapters, what is there of it
     "measure/report.json",
     "profile/profile.json",
     "profile/report.json",
+    "compare/report.json",
 )
 PROBE_ROWS = 8  # for compressions that look at outputs
 
@@ -102,7 +105,7 @@ def measure(spec: AdapterSpec, work: Path, progress: Progress) -> None:
         for directory in directories
     )
     recipe = spec.recipe
-    assert not isinstance(recipe, ProfileRecipe)
+    assert isinstance(recipe, MergeRecipe | CompressRecipe)
     report = JobReport(
         recipe=recipe,
         paper=resolve(recipe.kind, recipe.method)[0].paper.url,
@@ -128,6 +131,20 @@ def profile(spec: AdapterSpec, work: Path, progress: Progress) -> None:
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
+def compare(spec: AdapterSpec, work: Path, progress: Progress) -> None:
+    """Measure the angle between every two sources: WORK/compare/report.json."""
+    out, recipe, sources = _begin(work, "compare"), spec.recipe, open_sources(spec)
+    assert isinstance(recipe, CompareRecipe)
+    gram_NN = similarity.products(sources, progress)
+    report = CompareReport(
+        recipe=recipe,
+        names=tuple(source.name for source in sources),
+        norms=tuple(gram_NN.diagonal().clamp(min=0).sqrt().tolist()),
+        cosines=tuple(map(tuple, similarity.cosines(gram_NN))),
+    )
+    (out / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
 def publish(spec: AdapterSpec, work: Path, progress: Progress) -> None:
     """Link the outputs together and seal them as an artifact in WORK/publish."""
     draft = _begin(work, "publish")
@@ -147,6 +164,7 @@ OF_SOURCES: dict[str, Stage] = {
     "combine": combine,
     "measure": measure,
     "profile": profile,
+    "compare": compare,
     "publish": publish,
 }
 

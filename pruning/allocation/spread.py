@@ -21,6 +21,23 @@ def both_kinds(space: Space, spread: Spread) -> Widths:
     )
 
 
+def even(space: Space) -> Widths:
+    """The same in every layer, as near to what is wanted as one width for all of them allows."""
+    totals = space.split()
+    num_groups = totals.kv_groups // len(space.kv_groups)
+    wanted = totals.ffn_channels / len(space.ffn_channels)
+    allowed = next(iter(space.ffn_channels.values()))
+    width = min(allowed, key=lambda w: abs(w - wanted))
+    return widths(
+        space, dict.fromkeys(space.kv_groups, num_groups), dict.fromkeys(space.ffn_channels, width)
+    )
+
+
+def level(space: Space) -> Widths:
+    """The same fraction of every layer, as nearly as its widths allow."""
+    return both_kinds(space, lambda counts, n: shifted(counts, n, dict.fromkeys(counts, 0.0)))
+
+
 def widths(space: Space, groups: Mapping[int, int], channels: Mapping[int, int]) -> Widths:
     """As tuples over all layers, absent blocks having no units."""
     layers = range(space.num_layers)

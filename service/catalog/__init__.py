@@ -2,6 +2,7 @@
 
 from service.catalog import migrations
 from service.catalog.adapters import Adapters
+from service.catalog.aliases import Aliases
 from service.catalog.bases import Bases
 from service.catalog.compositions import Compositions
 from service.catalog.files import Files
@@ -15,7 +16,16 @@ from service.quotas import UNLIMITED, Quota
 
 
 class Catalog(
-    Publication, Bases, Adapters, Profiles, Generators, Compositions, Files, Keys, Quotas
+    Publication,
+    Bases,
+    Adapters,
+    Profiles,
+    Generators,
+    Compositions,
+    Aliases,
+    Files,
+    Keys,
+    Quotas,
 ):
     """Every lookup raises NotFound for an unknown name; every write is one transaction.
 

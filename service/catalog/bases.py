@@ -100,8 +100,10 @@ def _dependents(connection: sa.Connection, name: str) -> list[str]:
     table = schema.generators
     generators = sa.select(table.c.name).distinct().where(table.c.base == name)
     slim = sa.select(schema.bases.c.name).where(schema.bases.c.parent == name)
+    aliases = sa.select(schema.aliases.c.name).distinct().where(schema.aliases.c.base == name)
     return [
         *(f"adapter {name}+{row}" for row in connection.scalars(adapters.order_by("name"))),
         *(f"generator {name}+{row}" for row in connection.scalars(generators.order_by("name"))),
+        *(f"alias {row}" for row in connection.scalars(aliases.order_by("name"))),
         *(f"slim base {row}" for row in connection.scalars(slim.order_by("name"))),
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from pruning.adapters.generate.recipes import TrainGeneratorSpec
-from pruning.adapters.jobs import AdapterSpec, AnyAdapterSpec, ProfileRecipe
+from pruning.adapters.jobs import AdapterSpec, AnyAdapterSpec, CompareRecipe, ProfileRecipe
 from pruning.adapters.peft_format import read_adapter
 from pruning.digest import tree_digest
 from pruning.errors import InvalidInput
@@ -38,7 +38,7 @@ class Publication(Bases):
             own._publish_generator(spec, artifact_dir, digest)
         elif isinstance(spec, AdapterSpec) and isinstance(spec.recipe, ProfileRecipe):
             own._publish_profile(spec, artifact_dir)
-        else:
+        elif not isinstance(spec.recipe, CompareRecipe):  # a comparison has no name of its own
             own._publish_adapters(spec.recipe.base, artifact_dir)
 
     def publish_artifact(self, spec: PruneSpec, artifact_dir: Path, digest: str) -> None:

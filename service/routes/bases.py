@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Literal
 
 from fastapi import APIRouter
+from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from pruning.recipe import Name
+from pruning.reports.front import Point, points
+from pruning.reports.report import Report
 from service import bases
 from service.dependencies import CatalogDep, EnginesDep, require
 from service.engines import Engines
@@ -65,6 +68,25 @@ class BaseObject(BaseModel):
         )
 
 
+class FrontObject(BaseModel):
+    """`on_front` are the points than which none is both smaller and better."""
+
+    object: Literal["front"] = "front"
+    base: str
+    parameters: int
+    weight_bytes: int
+    data: list[Point]
+
+    @classmethod
+    def of(cls, base: Base, reports: list[Report]) -> "FrontObject":
+        return cls(
+            base=base.name,
+            parameters=base.geometry.parameters,
+            weight_bytes=bases.weight_bytes(base),
+            data=list(points(reports)),
+        )
+
+
 class BaseList(BaseModel):
     object: Literal["list"] = "list"
     data: list[BaseObject]
@@ -92,6 +114,23 @@ def list_bases(catalog: CatalogDep, engines: EnginesDep) -> BaseList:
 def get_base(id: str, catalog: CatalogDep, engines: EnginesDep) -> BaseObject:
     """Look one base up."""
     return BaseObject.of(catalog.base(id), engines)
+
+
+@router.get("/{id}/report", response_class=Response, dependencies=[_READ])
+def get_report(
+    id: str, catalog: CatalogDep, format: Literal["json", "html"] = "json"
+) -> FileResponse:
+    """What the job that made a slim base measured before and after."""
+    media_type = {"json": "application/json", "html": "text/html"}[format]
+    return FileResponse(bases.report_file(catalog.base(id), format), media_type=media_type)
+
+
+@router.get("/{id}/front", dependencies=[_READ])
+def get_front(id: str, catalog: CatalogDep) -> FrontObject:
+    """Size and quality of every slim base of a dense one, and which of them are worth having."""
+    base = catalog.base(id)
+    slim = [one for one in catalog.bases() if one.parent == base.name and one.artifact]
+    return FrontObject.of(base, [bases.report_of(one) for one in slim])
 
 
 @router.patch("/{id}", dependencies=[require("admin")])

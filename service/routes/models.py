@@ -16,7 +16,10 @@ router = APIRouter(
 
 
 class ModelObject(BaseModel):
-    """`root` is the digest of the content; `parent` of an adapter or a composition is its base."""
+    """`root` is the digest of the content.
+
+    `parent` is the base of an adapter or a composition, and what an alias names.
+    """
 
     id: str
     object: Literal["model"] = "model"
@@ -47,7 +50,14 @@ class ModelList(BaseModel):
 @router.get("")
 def list_models(catalog: CatalogDep, engines: EnginesDep) -> ModelList:
     """List what the `model` field of a request can name."""
-    return ModelList(data=[ModelObject.of(model, engines) for model in served(catalog)])
+    models = [ModelObject.of(model, engines) for model in served(catalog)]
+    bases = {model.id: model for model in models if model.parent is None}
+    moving = [
+        bases[alias.base].model_copy(update={"id": alias.name, "parent": alias.base})
+        for alias in catalog.aliases()
+        if alias.base in bases
+    ]
+    return ModelList(data=[*models, *moving])
 
 
 @router.get("/{id}")

@@ -165,6 +165,10 @@ class StandInEngine:
         self.loading.pop(name, None)
         await asyncio.sleep(self.unload_seconds)
 
+    async def residency(self) -> dict[str, Any]:
+        adapters = [{"name": name, "resident": True} for name in self.adapters]
+        return {"adapters": adapters, "unnamed": 0}
+
     async def metrics(self) -> str:
         return (await self.client.get("/metrics")).text
 

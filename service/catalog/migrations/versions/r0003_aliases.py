@@ -1,0 +1,19 @@
+"""Aliases of bases, with what they stood for before."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    op.create_table(
+        "aliases",
+        sa.Column("tenant", sa.String(63), primary_key=True),
+        sa.Column("name", sa.String(63), primary_key=True),
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("base", sa.ForeignKey("bases.name"), nullable=False),
+        sa.Column("created", sa.BigInteger, nullable=False),
+    )
+    op.create_index("ix_aliases_base", "aliases", ["base"])
