@@ -12,7 +12,7 @@ import structlog
 from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
-from service import content, handlers
+from service import console, content, handlers
 from service.adapters import Adapters
 from service.authentication import OPEN, Authentication, Authenticator
 from service.catalog import Catalog
@@ -46,6 +46,7 @@ from service.tenants import SCRAPER
 
 _FOLLOW_SECONDS = 0.2  # until a base that a worker published gets its engine
 _ROUTERS = (  # first match
+    console,
     completions,
     models,
     bases,
@@ -88,7 +89,7 @@ def create_app(settings: Settings | None = None, engines: Engines | None = None)
     app.add_middleware(
         Authentication,
         authenticator=state.authenticator,
-        open=OPEN | ({"/metrics": SCRAPER} if settings.metrics_open else {}),
+        open=OPEN | console.OPEN | ({"/metrics": SCRAPER} if settings.metrics_open else {}),
     )
     app.add_middleware(Observation, metrics=state.metrics)
     for module in _ROUTERS:

@@ -114,6 +114,8 @@ class Upstream:
                     yield b": still here\n\n"
             finally:
                 self.left.set()
+        for word in prompt.removeprefix("say ").split() if prompt.startswith("say ") else ():
+            yield f"data: {json.dumps({'choices': [{'text': f' {word}'}]})}\n\n".encode()
         yield b"data: {}\r\n"
         await asyncio.sleep(0.05)
         yield b": odd but legal\n\nda"

@@ -1,0 +1,70 @@
+"""The whole walk in a browser, on the bundled model and real engines: cut, judge, compare."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+JOB_SECONDS = 600
+
+
+@pytest.fixture
+def tab(browser: Any, gateway: str) -> Iterator[Any]:
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    page.goto(gateway)
+    yield page
+    context.close()
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_from_a_form_to_two_answers_side_by_side(tab: Any, gateway: str):
+    tab.get_by_role("link", name="New job").click()
+    tab.locator(".aside").get_by_text("saved").wait_for()
+    tab.get_by_label("Base", exact=True).select_option("demo")
+    tab.get_by_label("Name of the slim base").fill("walked")
+    for name, value in (("Sequences", "4"), ("Tokens in each", "64")):
+        tab.get_by_label(name).fill(value)
+    tab.get_by_role("button", name="Start the job").click()
+
+    tab.get_by_role("heading", level=1, name="walked").wait_for()
+    tab.get_by_role("link", name="Open the report").wait_for(timeout=1000 * JOB_SECONDS)
+    assert "finished" in tab.get_by_role("log").inner_text()
+    tab.get_by_role("link", name="Open the report").click()
+    tab.get_by_role("heading", name="What stayed, by layer").wait_for()
+    assert tab.locator(".chart svg").count() == 3
+    until_ready(gateway, "walked")
+
+    tab.get_by_role("link", name="Compare in the playground").click()
+    panes = [tab.get_by_label(f"Model {letter}") for letter in "AB"]
+    assert [pane.locator("code").inner_text() for pane in panes] == ["demo", "walked"]
+    for name, presses in (("clinc150", 20), ("e2e_nlg", 6)):
+        slider = panes[1].get_by_role("slider", name=f"Weight of {name} in B")
+        slider.focus()
+        for _ in range(presses):
+            tab.keyboard.press("ArrowRight")
+    assert panes[1].locator("code").inner_text() == "walked+clinc150:1+e2e_nlg:0.3"
+    tab.get_by_label("Prompt").fill("Query: how would you say fly in italian\nIntent:")
+    tab.get_by_role("button", name="Ask both").click()
+    answers = []
+    for pane in panes:
+        pane.get_by_text("first token after").wait_for()
+        answers.append(pane.get_by_role("log").inner_text())
+    assert "translate" in answers[1]
+    assert answers[0] != answers[1]
+
+    tab.goto(f"{gateway}/#/adapters?base=demo")
+    tab.get_by_role("button", name="Compare them").click()
+    tab.get_by_role("heading", name="How alike they are").wait_for(timeout=1000 * JOB_SECONDS)
+    assert "clinc150 and wikisql" in (tab.locator("svg").first.get_attribute("aria-label") or "")
+
+
+def until_ready(gateway: str, base: str) -> None:
+    deadline = time.monotonic() + JOB_SECONDS
+    while not httpx.get(f"{gateway}/v1/bases/{base}").json()["ready"]:
+        assert time.monotonic() < deadline, f"{base} did not get ready"
+        time.sleep(1)
