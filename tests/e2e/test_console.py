@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 JOB_SECONDS = 600
+PROMPT = "Query: how would you say fly in italian\nIntent:"
 
 
 @pytest.fixture
@@ -48,19 +49,23 @@ def test_from_a_form_to_two_answers_side_by_side(tab: Any, gateway: str):
         for _ in range(presses):
             tab.keyboard.press("ArrowRight")
     assert panes[1].locator("code").inner_text() == "walked+clinc150:1+e2e_nlg:0.3"
-    tab.get_by_label("Prompt").fill("Query: how would you say fly in italian\nIntent:")
+    tab.get_by_label("Prompt").fill(PROMPT)
     tab.get_by_role("button", name="Ask both").click()
-    answers = []
     for pane in panes:
         pane.get_by_text("first token after").wait_for()
-        answers.append(pane.get_by_role("log").inner_text())
-    assert "translate" in answers[1]
-    assert answers[0] != answers[1]
+        answer = pane.get_by_role("log").inner_text().removeprefix(PROMPT)
+        assert answer.strip() == asked(gateway, pane.locator("code").inner_text()).strip()
 
     tab.goto(f"{gateway}/#/adapters?base=demo")
     tab.get_by_role("button", name="Compare them").click()
     tab.get_by_role("heading", name="How alike they are").wait_for(timeout=1000 * JOB_SECONDS)
     assert "clinc150 and wikisql" in (tab.locator("svg").first.get_attribute("aria-label") or "")
+
+
+def asked(gateway: str, model: str) -> str:
+    """What the API answers to the same question."""
+    body = {"model": model, "prompt": PROMPT, "max_tokens": 64, "temperature": 0}
+    return str(httpx.post(f"{gateway}/v1/completions", json=body).json()["choices"][0]["text"])
 
 
 def until_ready(gateway: str, base: str) -> None:

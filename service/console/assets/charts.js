@@ -93,17 +93,22 @@ export function frontPicture(front, here) {
           s("circle", { class: `dot ${p.on_front ? "best" : ""} ${p.name === here ? "here" : ""}`,
             cx: x(p.parameters / front.parameters), cy: y(p.delta_nats), r: 6 },
           s("title", `${p.name}: ${count(p.parameters)} parameters, ${bytes(p.weight_bytes)}, perplexity per word ${fixed(p.word_perplexity, 1)}`)))),
-        points.length <= 12 ? named(points, front, x, y) : null,
+        points.length <= 12 ? named(points, front, x, y, bottom) : null,
         s("circle", { class: "dot", cx: x(1), cy: y(0), r: 5 }));
     }),
     h("ul", { class: "key" }, h("li", { class: "dot" }, "worth having: no other is both smaller and better"), h("li", { class: "faded" }, "another is")));
 }
 
-/** Names stand below the front, which falls to the right, where nothing else is. */
-function named(points, front, x, y) {
+/** Names stand below the front, which falls to the right, or above where it has fallen; none on another. */
+function named(points, front, x, y, bottom) {
+  const taken = [];
   return points.filter((p) => p.on_front).map((p) => {
-    const at = x(p.parameters / front.parameters), fits = at > 42 + 7 * p.name.length;
-    return s("text", { class: "strong", x: at + (fits ? -9 : 10), y: y(p.delta_nats) + (fits ? 16 : -8), "text-anchor": fits ? "end" : "start" }, p.name);
+    const at = x(p.parameters / front.parameters), long = 7 * p.name.length;
+    const below = at > 42 + long && y(p.delta_nats) + 22 < bottom;
+    const start = below ? at - 9 - long : Math.max(42, at - long / 2), line = y(p.delta_nats) + (below ? 16 : -12);
+    if (taken.some(([other, end, height]) => start < end && start + long > other && Math.abs(line - height) < 13)) return null;
+    taken.push([start, start + long, line]);
+    return s("text", { class: "strong", x: below ? at - 9 : start, y: line, "text-anchor": below ? "end" : "start" }, p.name);
   });
 }
 
