@@ -103,7 +103,7 @@ export function frontPicture(front, here) {
 function named(points, front, x, y, bottom) {
   const taken = [];
   return points.filter((p) => p.on_front).map((p) => {
-    const at = x(p.parameters / front.parameters), long = 7 * p.name.length;
+    const at = x(p.parameters / front.parameters), long = 7.6 * p.name.length;
     const below = at > 42 + long && y(p.delta_nats) + 22 < bottom;
     const start = below ? at - 9 - long : Math.max(42, at - long / 2), line = y(p.delta_nats) + (below ? 16 : -12);
     if (taken.some(([other, end, height]) => start < end && start + long > other && Math.abs(line - height) < 13)) return null;
