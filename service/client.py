@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -91,6 +92,22 @@ class Client:
     def generators(self, base: str | None = None) -> list[Json]:
         return self._list("/v1/generators", {} if base is None else {"base": base})
 
+    # aliases
+
+    def aliases(self) -> list[Json]:
+        return self._list("/v1/aliases")
+
+    def promote(self, name: str, base: str) -> Json:
+        """Let an alias stand for a base."""
+        return self._ask("PUT", f"/v1/aliases/{name}", json={"base": base})
+
+    def roll_back(self, name: str) -> Json:
+        """Let an alias stand for what it stood for before."""
+        return self._ask("POST", f"/v1/aliases/{name}/rollback")
+
+    def delete_alias(self, name: str) -> Json:
+        return self._ask("DELETE", f"/v1/aliases/{name}")
+
     # texts and models
 
     def upload_text(self, path: Path, purpose: str) -> Json:
@@ -106,7 +123,17 @@ class Client:
         """Ask for a completion, with the body that OpenAI's clients send."""
         return self._ask("POST", "/v1/completions", json=body)
 
-    # pruning jobs
+    # before a job
+
+    def preview(self, recipe: Mapping[str, Any]) -> Json:
+        """What a recipe would leave of its base."""
+        return self._ask("POST", "/v1/pruning/preview", json=dict(recipe))
+
+    def methods(self, kind: str | None = None) -> list[Json]:
+        """What recipes can name."""
+        return self._list("/v1/pruning/methods", {} if kind is None else {"kind": kind})
+
+    # jobs
 
     def submit(self, recipe: Mapping[str, Any], idempotency_key: str | None = None) -> Json:
         """Start a pruning job; with a key, the same request again is the same job."""
@@ -133,8 +160,18 @@ class Client:
         return self._ask("GET", f"{_path(id)}")
 
     def jobs(self, limit: int) -> list[Json]:
-        """The newest jobs."""
+        """The newest pruning jobs."""
         return self._list(_JOBS, {"limit": limit})
+
+    def all_jobs(self, limit: int) -> list[Json]:
+        """The newest jobs of whatever kind."""
+        kinds = (self._list(path, {"limit": limit}) for path in (_JOBS, _ADAPTER_JOBS, _SWEEPS))
+        found = sorted(chain(*kinds), key=lambda job: job["created_at"], reverse=True)
+        return found[:limit]
+
+    def base_report(self, name: str) -> Json:
+        """What the job that made a slim base measured."""
+        return self._ask("GET", f"/v1/bases/{name}/report")
 
     def report(self, id: str) -> Json:
         """What a job measured of the dense and the slim base."""

@@ -1,4 +1,4 @@
-"""`graftwork adapters merge`, `compress`, `lift`, `train`, `train-generator`, `generate`: jobs."""
+"""`graftwork adapters merge`, `compress`, `compare`, `lift`, `generate` and the like: jobs."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,17 +7,23 @@ from typing import Any, Literal
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from pruning.adapters.jobs import AdapterRecipe, AnyAdapterRecipe, Input, MergeRecipe
+from pruning.adapters.jobs import (
+    AdapterRecipe,
+    AnyAdapterRecipe,
+    CompareRecipe,
+    Input,
+    MergeRecipe,
+)
 from pruning.recipe import Method
 from service.client import Client, Json
 from service.commands.failure import CommandFailed, problems
-from service.commands.follow import failed, follow
+from service.commands.follow import failed, run
 from service.commands.uploads import upload
 
 Kind = Literal["merge", "compress", "train_generator", "generate", "train"]
 
 
-def combine(url: str, path: Path, kind: Kind, wait: bool) -> None:
+def combine(url: str, path: Path, kind: Kind, wait: bool, as_json: bool) -> None:
     """Start the job of a recipe and, with `wait`, follow it to its end.
 
     Rows that it names by path, relative to the recipe, are uploaded.
@@ -25,7 +31,7 @@ def combine(url: str, path: Path, kind: Kind, wait: bool) -> None:
     body: Json = read_recipe(path, kind).model_dump(mode="json")
     with Client(url) as client:
         upload(client, _origins(body), path.parent)
-        _run(client, body, wait)
+        _run(client, body, wait, as_json)
 
 
 def _origins(body: Json) -> dict[str, tuple[Json, str]]:
@@ -42,7 +48,7 @@ def _origins(body: Json) -> dict[str, tuple[Json, str]]:
     return tasks
 
 
-def lift(url: str, model: str, name: str | None, wait: bool) -> None:
+def lift(url: str, model: str, name: str | None, wait: bool, as_json: bool) -> None:
     """Merge one adapter of a slim base, as it is, onto the dense base: nothing but zeros is new."""
     slim, _, adapter = model.partition("+")
     with Client(url) as client:
@@ -52,7 +58,14 @@ def lift(url: str, model: str, name: str | None, wait: bool) -> None:
             sources=(Input(adapter=adapter, base=slim),),
             method=Method(name="cat"),
         )
-        _run(client, recipe.model_dump(mode="json"), wait)
+        _run(client, recipe.model_dump(mode="json"), wait, as_json)
+
+
+def compare(url: str, base: str, names: list[str], wait: bool, as_json: bool) -> None:
+    """Measure how alike adapters of a base are: those named, or all."""
+    recipe = CompareRecipe(base=base, adapters=tuple(names) or "all")
+    with Client(url) as client:
+        _run(client, recipe.model_dump(mode="json"), wait, as_json)
 
 
 def _parent(client: Client, slim: str) -> str:
@@ -62,16 +75,14 @@ def _parent(client: Client, slim: str) -> str:
     raise CommandFailed(f"{slim!r} is no slim base; name an adapter of one, as SLIM+NAME")
 
 
-def _run(client: Client, recipe: Json, wait: bool) -> None:
-    job = client.submit_adapters(recipe)
-    print(job["id"])
-    if not wait:
-        print(f"follow it with: graftwork jobs events {job['id']} --follow")
-        return
-    job = follow(client, job["id"])
+def _run(client: Client, recipe: Json, wait: bool, as_json: bool) -> None:
+    run(client, client.submit_adapters(recipe), wait, as_json, _conclude)
+
+
+def _conclude(client: Client, job: Json) -> None:
     if job["status"] != "succeeded":
         raise failed(job)
-    for line in _LINES[recipe["kind"]](client.report(job["id"])):
+    for line in _LINES[job["recipe"]["kind"]](client.report(job["id"])):
         print(line)
     if job["result"]["models"]:
         print(f"serves: {', '.join(job['result']['models'])}")
@@ -148,6 +159,18 @@ def plot(losses: Sequence[float]) -> str:
 _BARS = "▁▂▃▄▅▆▇█"
 
 
+def _compared(report: Json) -> list[str]:
+    names, lines = report["names"], []
+    for i, name in enumerate(names):
+        cosines = zip(names[i + 1 :], report["cosines"][i][i + 1 :], strict=True)
+        lines += [f"{name} and {other}: {_cosine(cosine)}" for other, cosine in cosines]
+    return lines
+
+
+def _cosine(value: float | None) -> str:
+    return "one of them adds nothing" if value is None else f"{value:.3f}"
+
+
 def _percent(recovered: float | None) -> str:
     return "not measured" if recovered is None else f"{recovered:.0%}"
 
@@ -162,6 +185,7 @@ _PAGES = {
 _LINES: dict[str, Callable[[Json], list[str]]] = {
     "merge": _combined,
     "compress": _combined,
+    "compare": _compared,
     "train_generator": _trained,
     "generate": _generated,
     "train": _adapted,

@@ -20,6 +20,8 @@ def explain(error: Exception) -> str | None:
             return f"{error}; start one with: graftwork serve   (or name another: --url)"
         case Refused(code="not_found"):
             return f"{error}; the subcommand `list` shows what there is"
+        case Refused(status=401):
+            return f"{error}; put a valid one into GRAFTWORK_API_KEY"
         case Refused():
             return str(error)
     return None

@@ -1,5 +1,6 @@
 """Follow a job to its end: a progress bar per stage on a terminal, lines elsewhere."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,10 +16,34 @@ from service.commands.failure import CommandFailed
 Show = Callable[[Json], None]
 
 
-def follow(client: Client, id: str) -> Json:
+def run(
+    client: Client,
+    job: Json,
+    wait: bool,
+    as_json: bool,
+    end: Callable[[Client, Json], None] | None = None,
+) -> None:
+    """Say that a job was started and, with `wait`, follow it to its end, which `end` tells of.
+
+    As JSON it is the job alone, as it stands in the end.  CommandFailed unless it succeeded.
+    """
+    if not as_json:
+        print(job["id"])
+        if wait:
+            (end or conclude)(client, follow(client, job["id"]))
+        else:
+            print(f"follow it with: graftwork jobs events {job['id']} --follow")
+        return
+    job = follow(client, job["id"], quiet=True) if wait else job
+    print(json.dumps(job, indent=2))
+    if wait and job["status"] != "succeeded":
+        raise failed(job)
+
+
+def follow(client: Client, id: str, quiet: bool = False) -> Json:
     """Show a job's events until it ends, and return it; Ctrl-C offers to cancel it."""
     try:
-        with _bars() if Console().is_terminal else _lines() as show:
+        with _silence() if quiet else _bars() if Console().is_terminal else _lines() as show:
             for event in client.events(id):
                 show(event)
     except KeyboardInterrupt:
@@ -35,7 +60,7 @@ def conclude(client: Client, job: Json) -> None:
             print(f"serves: {', '.join(job['result']['models'])}")
         print(f"report: {client.url}{job['result']['report']}")
         return
-    print(_summary(job["pruned_model"], client.report(job["id"])))
+    print(summary(job["pruned_model"], client.report(job["id"])))
     print(f"serves: {', '.join(job['result']['models'])}")
     print(f"report: {client.url}{job['result']['report']}?format=html")
 
@@ -47,7 +72,8 @@ def failed(job: Json) -> CommandFailed:
     return CommandFailed(f"job {job['id']} {job['status']}{reason}{field}")
 
 
-def _summary(name: str, report: Json) -> str:
+def summary(name: str, report: Json) -> str:
+    """What a cut left, and what it cost, in a line."""
     slim, dense = report["slim"], report["dense"]
     return (
         f"{name}: {slim['size']['parameters']:,} of {dense['size']['parameters']:,} parameters, "
@@ -91,6 +117,11 @@ def _bar(event: Json) -> dict[str, Any]:
     if "seconds" in event["data"]:
         return {"completed": 1.0, "message": f"{event['data']['peak_rss_bytes'] / 2**30:.1f} GiB"}
     return {"completed": event["data"].get("fraction", 0.0), "message": event["message"]}
+
+
+@contextmanager
+def _silence() -> Iterator[Show]:
+    yield lambda event: None
 
 
 @contextmanager

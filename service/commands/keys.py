@@ -6,13 +6,14 @@ from pydantic import ValidationError
 
 from service.commands import database
 from service.commands.failure import CommandFailed, problems
-from service.commands.listing import column, show
+from service.commands.listing import column, show, tell
+from service.keys import Key
 from service.routes.keys import KeyObject, NewKey
 
 _HINT = "`graftwork keys list` shows what there is"
 
 
-def create(tenant: str, name: str, scopes: list[str], days: float | None) -> None:
+def create(tenant: str, name: str, scopes: list[str], days: float | None, as_json: bool) -> None:
     """Print a new key, alone on standard output."""
     try:
         new = NewKey.model_validate(
@@ -22,8 +23,8 @@ def create(tenant: str, name: str, scopes: list[str], days: float | None) -> Non
         raise CommandFailed(problems(error)) from error
     expires = None if new.days is None else int(time.time() + new.days * 86400)
     with database.catalog(_HINT) as catalog:
-        _, text = catalog.add_key(new.tenant, new.name, new.scopes, expires)
-    print(text)
+        made = catalog.add_key(new.tenant, new.name, new.scopes, expires)
+    _tell(*made, as_json)
 
 
 def list_keys(tenant: str | None, as_json: bool) -> None:
@@ -45,13 +46,18 @@ def list_keys(tenant: str | None, as_json: bool) -> None:
     )
 
 
-def rotate(id: str, grace: int) -> None:
+def rotate(id: str, grace: int, as_json: bool) -> None:
     """Print the key that takes the place of another."""
     with database.catalog(_HINT) as catalog:
-        _, text = catalog.rotate_key(id.removeprefix("gw-"), grace)
-    print(text)
+        made = catalog.rotate_key(id.removeprefix("gw-"), grace)
+    _tell(*made, as_json)
 
 
-def revoke(id: str) -> None:
+def revoke(id: str, as_json: bool) -> None:
     with database.catalog(_HINT) as catalog:
-        print(f"revoked {catalog.revoke_key(id.removeprefix('gw-')).prefix}")
+        key = KeyObject.of(catalog.revoke_key(id.removeprefix("gw-")))
+    tell(key.model_dump(), lambda gone: f"revoked {gone['prefix']}", as_json)
+
+
+def _tell(key: Key, text: str, as_json: bool) -> None:
+    tell({**KeyObject.of(key).model_dump(), "key": text}, lambda made: str(made["key"]), as_json)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pruning.recipe import Recipe
 from service.client import Client, Json
 from service.commands.failure import CommandFailed, problems
-from service.commands.follow import conclude, follow
+from service.commands.follow import run
 from service.commands.uploads import upload
 
 Read = TypeVar("Read", bound=BaseModel)
@@ -17,13 +17,15 @@ Read = TypeVar("Read", bound=BaseModel)
 _TEXTS = ("calibration", "training", "evaluation")
 
 
-def start(url: str, path: Path | None, sweep: str | None, choice: Json, wait: bool) -> None:
+def start(
+    url: str, path: Path | None, sweep: str | None, choice: Json, wait: bool, as_json: bool
+) -> None:
     """Start the job of a recipe or of a cell of a sweep; CommandFailed unless it is one of both."""
     said = {name: value for name, value in choice.items() if value is not None}
     if path and not sweep and not said:
-        prune(url, path, wait)
+        prune(url, path, wait, as_json)
     elif sweep and not path and said.keys() - {"name"}:
-        from_sweep(url, sweep, said, wait)
+        from_sweep(url, sweep, said, wait, as_json)
     else:
         raise CommandFailed(
             "give a recipe, or --from-sweep JOB with one of --target-bytes, --target-latency and "
@@ -31,25 +33,17 @@ def start(url: str, path: Path | None, sweep: str | None, choice: Json, wait: bo
         )
 
 
-def prune(url: str, path: Path, wait: bool) -> None:
+def prune(url: str, path: Path, wait: bool, as_json: bool) -> None:
     """Start the job of a recipe and, with `wait`, follow it to its end."""
     recipe = read_recipe(path)
     with Client(url) as client:
-        _run(client, submit(client, recipe, path.parent), wait)
+        run(client, submit(client, recipe, path.parent), wait, as_json)
 
 
-def from_sweep(url: str, sweep: str, choice: Json, wait: bool) -> None:
+def from_sweep(url: str, sweep: str, choice: Json, wait: bool, as_json: bool) -> None:
     """Start the job of the cell of a sweep that fits best and, with `wait`, follow it."""
     with Client(url) as client:
-        _run(client, client.choose(sweep, choice), wait)
-
-
-def _run(client: Client, job: Json, wait: bool) -> None:
-    print(job["id"])
-    if wait:
-        conclude(client, follow(client, job["id"]))
-    else:
-        print(f"follow it with: graftwork jobs events {job['id']} --follow")
+        run(client, client.choose(sweep, choice), wait, as_json)
 
 
 def read_recipe(path: Path) -> Recipe:

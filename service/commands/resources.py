@@ -1,10 +1,14 @@
 """`graftwork bases`, `adapters` and `models`: what the server knows and serves."""
 
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from service.client import Client
+from service.client import Client, Json
 from service.commands.failure import CommandFailed
-from service.commands.listing import column, show
+from service.commands.follow import summary
+from service.commands.listing import column, show, tell
 
 
 def list_bases(url: str, as_json: bool) -> None:
@@ -25,15 +29,39 @@ def list_bases(url: str, as_json: bool) -> None:
         )
 
 
-def add_base(url: str, name: str, path: Path, serve: bool) -> None:
+def add_base(url: str, name: str, path: Path, serve: bool, as_json: bool) -> None:
     with Client(url) as client:
         base = client.add_base(name, path.absolute(), serve)
-    print(f"{base['id']}: {base['family']}, {base['parameters']:,} parameters")
+    tell(base, lambda b: f"{b['id']}: {b['family']}, {b['parameters']:,} parameters", as_json)
 
 
-def remove_base(url: str, name: str) -> None:
+def remove_base(url: str, name: str, as_json: bool) -> None:
     with Client(url) as client:
-        print(f"removed {client.delete_base(name)['id']}")
+        tell(client.delete_base(name), _removed, as_json)
+
+
+def report(url: str, name: str, as_json: bool) -> None:
+    """What the job that made a slim base measured: the base, then each adapter."""
+    with Client(url) as client:
+        found = client.base_report(name)
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    print(summary(name, found))
+    print(f"{found['delta_nats']:+.3f} nats per token over {found['recipe']['base']}")
+    show(
+        found["adapters"],
+        {
+            "ADAPTER": column("name"),
+            "ROWS": column("rows"),
+            "DENSE BASE": _loss("dense_base"),
+            "WITH IT": _loss("dense_adapter"),
+            "SLIM BASE": _loss("slim_base"),
+            "WITH THE CARRIED": _loss("slim_adapter"),
+        },
+        as_json,
+        empty="no adapter was carried",
+    )
 
 
 def list_adapters(url: str, base: str | None, as_json: bool) -> None:
@@ -52,17 +80,17 @@ def list_adapters(url: str, base: str | None, as_json: bool) -> None:
         )
 
 
-def add_adapter(url: str, name: str, directory: Path, base: str) -> None:
+def add_adapter(url: str, name: str, directory: Path, base: str, as_json: bool) -> None:
     if not directory.is_dir():
         raise CommandFailed(f"{directory} is not a directory; name one as PEFT saves them")
     with Client(url) as client:
         adapter = client.upload_adapter(name, base, directory)
-    print(f"{adapter['id']}: rank {adapter['rank']}, {adapter['digest'][:12]}")
+    tell(adapter, lambda a: f"{a['id']}: rank {a['rank']}, {a['digest'][:12]}", as_json)
 
 
-def remove_adapter(url: str, id: str) -> None:
+def remove_adapter(url: str, id: str, as_json: bool) -> None:
     with Client(url) as client:
-        print(f"removed {client.delete_adapter(id)['id']}")
+        tell(client.delete_adapter(id), _removed, as_json)
 
 
 def list_generators(url: str, base: str | None, as_json: bool) -> None:
@@ -91,6 +119,14 @@ def list_models(url: str, as_json: bool) -> None:
             as_json,
             empty="nothing is served yet; register a base with: graftwork bases add NAME DIRECTORY",
         )
+
+
+def _removed(gone: Json) -> str:
+    return f"removed {gone['id']}"
+
+
+def _loss(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda row: "" if row[key] is None else f"{row[key]:.3f}"
 
 
 def _state(row: object) -> str:

@@ -7,31 +7,30 @@ from typing import Any
 
 from pruning.sweeps.recipe import SweepRecipe, brief
 from service.client import Client, Json
+from service.commands import follow
 from service.commands.failure import CommandFailed
-from service.commands.follow import failed, follow
+from service.commands.follow import failed
 from service.commands.jobs import listed
 from service.commands.listing import show
 from service.commands.prune import origins, read
 from service.commands.uploads import upload
 
 
-def run(url: str, path: Path, wait: bool) -> None:
+def run(url: str, path: Path, wait: bool, as_json: bool) -> None:
     """Start the sweep of a recipe and, with `wait`, follow it to its end and show the front."""
     recipe = read(SweepRecipe, path, "docs/sweeps.md")
     recipe.cells()  # what is wrong in them is said before anything is uploaded
     body = recipe.model_dump(mode="json")
     with Client(url) as client:
         upload(client, _origins(body), path.parent)
-        id = client.submit_sweep(body)["id"]
-        print(id)
-        if not wait:
-            print(f"follow it with: graftwork jobs events {id} --follow")
-            return
-        job = follow(client, id)
-        if job["status"] != "succeeded":
-            raise failed(job)
-        _show(client.report(id), whole=False, as_json=False)
-        print(f"report: {client.url}{job['result']['report']}?format=html")
+        follow.run(client, client.submit_sweep(body), wait, as_json, _conclude)
+
+
+def _conclude(client: Client, job: Json) -> None:
+    if job["status"] != "succeeded":
+        raise failed(job)
+    _show(client.report(job["id"]), whole=False, as_json=False)
+    print(f"report: {client.url}{job['result']['report']}?format=html")
 
 
 def list_sweeps(url: str, limit: int, as_json: bool) -> None:

@@ -5,9 +5,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from service.client import Json
 from service.commands import database
 from service.commands.failure import CommandFailed, problems
-from service.commands.listing import show
+from service.commands.listing import show, tell
 from service.quotas import Quota
 
 _HINT = "`graftwork tenants list` shows what there is"
@@ -35,13 +36,18 @@ def list_tenants(as_json: bool) -> None:
     )
 
 
-def quota(tenant: str, changes: Sequence[str]) -> None:
+def quota(tenant: str, changes: Sequence[str], as_json: bool) -> None:
     """Change what a tenant may take, and print it."""
     with database.catalog(_HINT) as catalog:
         view = catalog.of(tenant)
         if changes:
             view.set_quota(_changed(view.own_quota(), changes))
-        print(view.quota().model_dump_json(indent=2))
+        found = view.quota().model_dump()
+    tell(found, _lines, as_json)
+
+
+def _lines(quota: Json) -> str:
+    return "\n".join(f"{name:<22} {_number(limit) or 'no limit'}" for name, limit in quota.items())
 
 
 def _changed(own: Quota, changes: Sequence[str]) -> Quota:

@@ -17,6 +17,7 @@ import pytest
 import uvicorn
 import yaml
 from structlog.testing import capture_logs
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from service.app import create_app
@@ -152,7 +153,8 @@ def test_a_recipe_is_submitted_with_its_texts_uploaded(run: Run, tiny: None, wri
     assert job["id"] in submitted.stdout
     assert job["status"] == "queued"
     assert job["recipe"]["calibration"]["file"].startswith("file-")
-    assert json.loads(run("jobs", "show", job["id"]).stdout)["id"] == job["id"]
+    shown = run("jobs", "show", job["id"]).stdout
+    assert f"follow it with: graftwork jobs events {job['id']} --follow" in shown
 
 
 def test_a_training_text_is_uploaded_as_well(run: Run, tiny: None, write_recipe: Any):
@@ -243,6 +245,122 @@ def test_a_recipe_that_is_not_yaml_is_one_line(run: Run, tmp_path: Path):
     (tmp_path / "recipe.yaml").write_text("name: [")
     assert_one_clear_line(run("prune", tmp_path / "recipe.yaml").stderr, "not YAML")
     assert_one_clear_line(run("prune", tmp_path / "none.yaml").stderr, "cannot be read")
+
+
+# JSON, completion
+
+
+def leaves(command: Any, *path: str) -> dict[tuple[str, ...], Any]:
+    """Every command of the line that runs something, by its words."""
+    if not hasattr(command, "commands"):
+        return {path: command}
+    found = [leaves(own, *path, name) for name, own in command.commands.items()]
+    return {words: leaf for part in found for words, leaf in part.items()}
+
+
+LEAVES = leaves(get_command(app))
+RUNNING = {("serve",), ("worker",), ("demo",)}  # they tell nothing, but go on
+FINISHED = {("sweep", "show"), ("bases", "report")}  # of what no job here has made
+SOURCES = [{"adapter": "sql"}, {"adapter": "style"}]
+RECIPES: dict[str, Any] = {
+    "merge": {"name": "m", "base": "tiny", "sources": SOURCES},
+    "compress": {"name": "c", "base": "tiny", "source": "sql"},
+    "train-generator": {
+        "name": "g",
+        "base": "tiny",
+        "tasks": {one["adapter"]: one for one in SOURCES},
+    },
+    "generate": {"name": "x", "base": "tiny", "generator": "g", "description": "words"},
+    "sweep": {**RECIPE, "name": "many", "grid": {"target": [0.1, 0.2]}},
+}
+
+
+def test_whatever_tells_something_tells_it_as_json_too():
+    for words, command in LEAVES.items():
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert ("--json" in options) == (words not in RUNNING), words
+
+
+def test_every_json_parses(
+    run: Run,
+    tiny: None,
+    write_recipe: Any,
+    write_adapter: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("GRAFTWORK_HOME", str(tmp_path / "home"))
+    told = set()
+
+    def tell(*words: Any, refused: str = "") -> Any:
+        result = run(*words, "--json")
+        leaf = words[:2] if words[:2] in LEAVES else words[:1]
+        told.add(leaf)
+        if refused:
+            assert refused in result.stderr, result.output
+            return None
+        assert result.stdout, result.output
+        lines = result.stdout.splitlines() if leaf == ("jobs", "events") else [result.stdout]
+        return [json.loads(line) for line in lines][-1]
+
+    def recipe(name: str) -> Path:
+        write_recipe()
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(RECIPES[name]))
+        return tmp_path / f"{name}.yaml"
+
+    for name in ("sql", "style"):
+        directory = write_adapter(tmp_path / name)
+        assert tell("adapters", "add", name, directory, "--base", "tiny")["name"] == name
+    assert tell("preview", write_recipe())["slim"]["parameters"] > 0
+    job = tell("prune", write_recipe())
+    assert tell("jobs", "show", job["id"])["recipe"]["name"] == "tiny-slim"
+    assert tell("jobs", "cancel", job["id"])["status"] == "cancelled"
+    assert tell("jobs", "events", job["id"])["message"] == "job cancelled"
+    assert tell("adapters", "merge", recipe("merge"))["object"] == "adapter.job"
+    assert tell("adapters", "compress", recipe("compress"))["recipe"]["kind"] == "compress"
+    assert tell("adapters", "compare", "tiny")["recipe"]["adapters"] == "all"
+    tell("adapters", "train-generator", recipe("train-generator"), refused="sql")
+    tell("adapters", "generate", recipe("generate"), refused="no generator")
+    tell("adapters", "lift", "tiny+sql", refused="no slim base")
+    assert tell("sweep", "run", recipe("sweep"))["object"] == "sweep.job"
+    assert [one["object"] for one in tell("sweep", "list")] == ["sweep.job"]
+    assert len(tell("jobs", "list")) == 5
+    assert tell("aliases", "promote", "prod", "tiny")["base"] == "tiny"
+    tell("aliases", "rollback", "prod", refused="nothing else before")
+    assert tell("aliases", "list")[0]["id"] == "prod"
+    assert tell("aliases", "remove", "prod")["deleted"]
+    assert tell("adapters", "list")[0]["base"] == "tiny"
+    assert tell("adapters", "generators") == tell("models") == []
+    assert {one["kind"] for one in tell("methods", "schedule")} == {"schedule"}
+    assert tell("adapters", "remove", "tiny+sql")["deleted"]
+    assert tell("bases", "list")[0]["id"] == "tiny"
+    tell("bases", "remove", "tiny", refused="in use")
+    assert tell("bases", "add", "again", tmp_path / "base", "--no-serve")["id"] == "again"
+    key = tell("keys", "create", "acme")
+    assert key["key"].startswith(f"gw-{key['id']}")
+    successor = tell("keys", "rotate", key["id"])
+    assert successor["tenant"] == "acme"
+    assert tell("keys", "revoke", successor["id"])["revoked"]
+    assert len(tell("keys", "list")) == 2
+    assert "acme" in [one["tenant"] for one in tell("tenants", "list")]
+    assert "tokens_per_minute" in tell("tenants", "quota", "acme")
+    assert tell("doctor")[0]["what"]
+    assert told == set(LEAVES) - RUNNING - FINISHED
+
+
+def test_a_shell_completes_the_names_of_what_there_is(url: str, tiny: None):
+    def completed(address: str) -> list[str]:
+        asked = {"COMP_WORDS": "graftwork bases remove t", "COMP_CWORD": "3"}
+        asked["_GRAFTWORK_COMPLETE"] = "complete_bash"
+        code = "import sys; sys.argv[0] = 'graftwork'; import service.cli; service.cli.main()"
+        environment = {**os.environ, **asked, "GRAFTWORK_URL": address}
+        run = subprocess.run(
+            [sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment
+        )
+        return run.stdout.split()
+
+    assert completed(url) == ["tiny"]
+    assert completed(f"http://127.0.0.1:{free_port()}") == []
 
 
 # errors, settings, start
