@@ -1,5 +1,6 @@
 """The container and monitoring files: what they name exists, and their own tools accept them."""
 
+import asyncio
 import json
 import re
 import shlex
@@ -7,13 +8,15 @@ import shutil
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from typer.main import get_command
 
+from service.app import create_app
 from service.cli import app
-from service.metrics import Metrics
 from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +24,49 @@ STAGES = re.findall(r"^FROM \S+ AS (\S+)$", (ROOT / "Dockerfile").read_text(), r
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 GPU = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text())
 RULES = (ROOT / "deploy/prometheus/rules.yml").read_text()
-DASHBOARD = json.loads((ROOT / "deploy/grafana/dashboards/graftwork.json").read_text())
+ALL_RULES = [rule for group in yaml.safe_load(RULES)["groups"] for rule in group["rules"]]
+DASHBOARDS = {
+    path.stem: json.loads(path.read_text())
+    for path in sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))
+}
+PANEL = {
+    "type": "object",
+    "required": ["id", "type", "title", "datasource", "gridPos", "targets", "fieldConfig"],
+    "properties": {
+        "id": {"type": "integer", "minimum": 1},
+        "type": {"enum": ["timeseries", "stat"]},
+        "title": {"type": "string", "minLength": 1},
+        "gridPos": {
+            "type": "object",
+            "required": ["x", "y", "w", "h"],
+            "additionalProperties": {"type": "integer", "minimum": 0, "maximum": 200},
+        },
+        "targets": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["refId", "expr"],
+                "properties": {"refId": {"pattern": "^[A-Z]$"}, "expr": {"minLength": 1}},
+            },
+        },
+        "fieldConfig": {
+            "required": ["defaults"],
+            "properties": {"defaults": {"required": ["unit"]}},
+        },
+    },
+}
+BOARD = {  # of Grafana's dashboards what ours use
+    "type": "object",
+    "required": ["uid", "title", "schemaVersion", "panels", "time", "templating", "tags"],
+    "properties": {
+        "uid": {"type": "string", "pattern": "^[a-z-]{1,40}$"},
+        "schemaVersion": {"type": "integer", "minimum": 39},
+        "tags": {"contains": {"const": "graftwork"}},
+        "panels": {"type": "array", "minItems": 1, "items": PANEL},
+    },
+}
+each_dashboard = pytest.mark.parametrize("dashboard", DASHBOARDS.values(), ids=DASHBOARDS)
 
 needs_promtool = pytest.mark.skipif(
     not shutil.which("promtool"), reason="needs promtool (Debian's package prometheus)"
@@ -89,10 +134,17 @@ def test_every_service_tells_whether_it_is_healthy():
     assert instructions("HEALTHCHECK")
 
 
-def own_metrics() -> set[str]:
-    families = Metrics().registry.collect()
-    suffixes = {"counter": ["_total"], "histogram": ["_bucket"], "gauge": [""]}
-    return {family.name + end for family in families for end in suffixes[family.type]}
+@pytest.fixture(scope="module")
+def own_metrics(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The names of the samples that a gateway exposes of its own."""
+    gateway = create_app(Settings(home=tmp_path_factory.mktemp("home")))
+    state = gateway.state
+    text = asyncio.run(state.metrics.exposition(state.engines, state.jobs)).decode()
+    state.jobs.close()
+    state.catalog.close()
+    suffixes = {"counter": "", "histogram": "_bucket", "gauge": ""}
+    types = re.findall(r"^# TYPE (graftwork_\w+) (\w+)$", text, re.MULTILINE)
+    return {name + suffixes[kind] for name, kind in types}
 
 
 def engine_metrics() -> str:
@@ -107,14 +159,67 @@ def engine_metrics() -> str:
     )
 
 
-@pytest.mark.parametrize("text", [RULES, json.dumps(DASHBOARD)], ids=["rules", "dashboard"])
-def test_dashboard_and_rules_ask_for_metrics_that_exist(text: str):
-    named = set(re.findall(r"\b(?:graftwork_|vllm:)[a-z_]+", text))
-    own = {name for name in named if name.startswith("graftwork_")}
+def names(text: str) -> set[str]:
+    """Metrics and recorded rules that queries name."""
+    return set(re.findall(r"\b(?:graftwork[_:]|vllm:)[a-z0-9_:]+", text))
+
+
+@pytest.mark.parametrize(
+    "text", [RULES, *map(json.dumps, DASHBOARDS.values())], ids=["rules", *DASHBOARDS]
+)
+def test_dashboards_and_rules_ask_for_metrics_that_exist(text: str, own_metrics: set[str]):
+    recorded = {rule["record"] for rule in ALL_RULES if "record" in rule}
     declared = engine_metrics()
-    assert own <= own_metrics()
-    for name in named - own:
-        assert f'"{re.sub("_(total|bucket)$", "", name)}"' in declared, name
+    for name in names(text) - recorded:
+        if name.startswith("graftwork_"):
+            assert name in own_metrics, name
+        else:
+            assert f'"{re.sub("_(total|bucket)$", "", name)}"' in declared, name
+
+
+def test_every_metric_of_the_gateway_is_on_a_dashboard(own_metrics: set[str]):
+    shown = names("".join(map(json.dumps, DASHBOARDS.values())))
+    shown |= names(RULES)
+    assert own_metrics <= shown
+
+
+@each_dashboard
+def test_a_dashboard_is_one_and_its_panels_do_not_overlap(dashboard: dict[str, Any]):
+    jsonschema.validate(dashboard, BOARD)
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken = [
+        (x, y)
+        for panel in panels
+        for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
+    ]
+    assert len(set(taken)) == len(taken)
+    assert max(x for x, _ in taken) < 24
+
+
+def test_dashboards_have_names_of_their_own_and_the_first_is_at_home():
+    assert len({board["uid"] for board in DASHBOARDS.values()}) == len(DASHBOARDS)
+    home = COMPOSE["services"]["grafana"]["environment"][
+        "GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"
+    ]
+    assert Path(home).stem in DASHBOARDS
+
+
+def test_every_alert_says_what_is_wrong_and_what_to_do():
+    for rule in ALL_RULES:
+        if "alert" in rule:
+            assert rule["labels"]["severity"] in ("page", "warn")
+            assert rule["annotations"].keys() == {"summary", "action"}
+
+
+@needs_promtool
+def test_alerts_fire_when_they_should_and_not_before(tmp_path: Path):
+    (tmp_path / "rules.yml").write_text(RULES)
+    (tmp_path / "tests.yml").write_text((ROOT / "deploy/prometheus/rules_test.yml").read_text())
+    command = ["promtool", "test", "rules", tmp_path / "tests.yml"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 @needs_promtool
@@ -125,8 +230,9 @@ def test_prometheus_accepts_its_configuration():
 
 
 @needs_promtool
-def test_prometheus_accepts_the_queries_of_the_dashboard(tmp_path: Path):
-    queries = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+@each_dashboard
+def test_prometheus_accepts_the_queries_of_a_dashboard(dashboard: dict[str, Any], tmp_path: Path):
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     rules = [
         {"record": f"panel:{i}", "expr": query.replace("$__rate_interval", "1m")}
         for i, query in enumerate(queries)
@@ -137,7 +243,8 @@ def test_prometheus_accepts_the_queries_of_the_dashboard(tmp_path: Path):
     assert run.returncode == 0, run.stderr
 
 
-def test_the_dashboard_reads_the_data_source_that_is_provisioned():
+@each_dashboard
+def test_a_dashboard_reads_the_data_source_that_is_provisioned(dashboard: dict[str, Any]):
     file = ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml"
     (source,) = yaml.safe_load(file.read_text())["datasources"]
-    assert {panel["datasource"]["uid"] for panel in DASHBOARD["panels"]} == {source["uid"]}
+    assert {panel["datasource"]["uid"] for panel in dashboard["panels"]} == {source["uid"]}

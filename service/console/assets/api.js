@@ -67,7 +67,7 @@ export async function* events(path, { body, signal } = {}) {
 }
 
 export const id = encodeURIComponent;
-const JOBS = { prunejob: "/v1/pruning/jobs", adapterjob: "/v1/adapters/jobs" };
+const JOBS = { prunejob: "/v1/pruning/jobs", adapterjob: "/v1/adapters/jobs", sweepjob: "/v1/pruning/sweeps" };
 export const jobPath = (job) => `${JOBS[job.split("-")[0]]}/${id(job)}`;
 export const jobsPath = (job) => JOBS[job.split("-")[0]];
 

@@ -60,8 +60,8 @@ function headCells(layer, left, y, width, tall) {
   ]);
 }
 
-/** Size against quality: every slim base of one dense base, the front drawn through the best of them. */
-export function frontPicture(front, here) {
+/** Size against quality: slim bases of one dense base, the front drawn through the best; `to` makes addresses. */
+export function frontPicture(front, here, to = (name) => `#/bases/${encodeURIComponent(name)}`) {
   const points = front.data;
   const label = `Size against quality of ${points.length} slim bases of ${front.base}: ` + points.map((p) =>
     `${p.name} keeps ${percent(p.parameters / front.parameters)} of the parameters and loses ${fixed(p.delta_nats, 3)} nats per token`).join("; ");
@@ -76,7 +76,7 @@ export function frontPicture(front, here) {
       const step = (1 - low > 0.6 ? 0.2 : 0.1) * (width < 420 ? 2 : 1), ticks = [];
       for (let t = 1; t > low - 1e-9; t -= step) ticks.push(t);
       const best = [...points.filter((p) => p.on_front).map((p) => [p.parameters / front.parameters, p.delta_nats]), [1, 0]];
-      return framed("group", width, height, label,
+      return framed(to ? "group" : "img", width, height, label,
         ticks.map((t) => [
           s("line", { class: "axis", x1: x(t), x2: x(t), y1: top, y2: bottom }),
           s("text", { x: x(t), y: bottom + 16, "text-anchor": "middle" }, t === 1 ? "dense" : percent(t)),
@@ -89,10 +89,10 @@ export function frontPicture(front, here) {
         s("text", { x: right, y: height - 2, "text-anchor": "end" }, "parameters kept"),
         s("text", { x: 0, y: 10 }, "nats lost per token"),
         s("polyline", { class: "stroke", points: best.map(([part, nats]) => `${x(part)},${y(nats)}`).join(" ") }),
-        points.map((p) => s("a", { href: `#/bases/${encodeURIComponent(p.name)}`, "aria-label": p.name },
+        points.map((p) => s(to ? "a" : "g", { href: to && to(p.name), "aria-label": to && p.name },
           s("circle", { class: `dot ${p.on_front ? "best" : ""} ${p.name === here ? "here" : ""}`,
             cx: x(p.parameters / front.parameters), cy: y(p.delta_nats), r: 6 },
-          s("title", `${p.name}: ${count(p.parameters)} parameters, ${bytes(p.weight_bytes)}, perplexity per word ${fixed(p.word_perplexity, 1)}`)))),
+          s("title", `${p.name}: ${count(p.parameters)} parameters, ${bytes(p.weight_bytes)}, ${fixed(p.delta_nats, 3)} nats lost per token`)))),
         points.length <= 12 ? named(points, front, x, y, bottom) : null,
         s("circle", { class: "dot", cx: x(1), cy: y(0), r: 5 }));
     }),

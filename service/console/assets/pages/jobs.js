@@ -2,9 +2,9 @@
 
 import { events, find, get, jobPath, jobs, jobsPath, list, post } from "../api.js";
 import {
-  action, badge, bar, bytes, callout, clock, count, empty, fixed, h, notify, page, percent, repeat, seconds, section, table, when,
+  action, badge, bar, bytes, callout, clock, count, empty, fixed, h, notify, page, percent, repeat, seconds, section, short, table, when,
 } from "../dom.js";
-import { similarityPicture } from "../charts.js";
+import { frontPicture, similarityPicture } from "../charts.js";
 
 export const title = (item) => item ?? "Jobs";
 
@@ -85,7 +85,7 @@ function headOf(job) {
     buttons.push(action("Cancel", async () => { await post(`${jobPath(job.id)}/cancel`); notify("The job is cancelled."); }, "danger"));
   if (["failed", "cancelled"].includes(job.status)) buttons.push(action("Retry", () => retry(job), "primary"));
   if (job.pruned_model) buttons.push(h("a", { class: "button primary", href: `#/bases/${encodeURIComponent(job.pruned_model)}` }, "Open the report"));
-  const lead = h("span", `${job.object === "pruning.job" ? "Prunes" : { merge: "Merges adapters of", compare: "Compares the adapters of" }[job.recipe.kind] ?? "On adapters of"} `,
+  const lead = h("span", `${{ "pruning.job": "Prunes", "sweep.job": "Tries many cuts of" }[job.object] ?? { merge: "Merges adapters of", compare: "Compares the adapters of" }[job.recipe.kind] ?? "On adapters of"} `,
     h("a", { href: `#/bases/${encodeURIComponent(job.model)}` }, job.model), ` · ${when(job.created_at)} · `, h("code", job.id));
   return [page(makes(job), lead, ...buttons),
     h("p", { class: "row" }, badge(job.status), h("span", { class: "faint" }, percent(job.progress))),
@@ -112,6 +112,7 @@ async function resultOf(job, signal) {
   if (job.status !== "succeeded" || job.object === "pruning.job") return [];
   const report = await find(`${jobPath(job.id)}/report`, signal);
   if (!report) return [];
+  if (job.object === "sweep.job") return sweepOf(job, report);
   if (job.recipe.kind === "compare") return [section("How alike they are", similarityPicture(report))];
   if (!report.results) return [];
   return report.results.map((result) => section(`${result.name}, ${bytes(result.bytes)}`, table("What survives", [
@@ -120,6 +121,33 @@ async function resultOf(job, signal) {
     ["Gain kept", (task) => (task.recovered === null ? "–" : percent(task.recovered)), "num"],
   ], result.tasks)));
 }
+
+/** The cells of a sweep by size and loss, and a button to make one of those worth having. */
+function sweepOf(job, report) {
+  const cells = report.cells.map((cell) => ({ ...cell, name: `${cell.number}`, on_front: cell.dominated_by === null }));
+  const front = { base: job.model, parameters: report.dense.parameters, data: cells };
+  const make = (cell) => action("Make it", async () => {
+    const made = await post(`${jobPath(job.id)}/jobs`, { target_bytes: cell.bytes });
+    location.hash = `#/jobs/${made.id}`;
+  });
+  return [section("Size against quality", h("div", { class: "card" }, frontPicture(front, null, null))),
+    section("Cells", table("Cells", [
+      ["Cell", (cell) => cell.number],
+      ...Object.keys(job.recipe.grid).map((name) => [name, (cell) => told(cell.changes[name])]),
+      ["Parameters", (cell) => `${short(cell.parameters)}, ${percent(cell.parameters / front.parameters)}`, "num"],
+      ["Bytes", (cell) => bytes(cell.bytes), "num"],
+      ["Nats lost", (cell) => fixed(cell.delta_nats, 3), "num"],
+      ["", (cell) => (cell.on_front ? make(cell) : `${cell.dominated_by} is better`)],
+    ], cells)),
+    ...report.failed.map((cell) => callout("warn", `Cell ${cell.number} could not be made: ${cell.param}: ${cell.message}`))];
+}
+
+/** A value of a grid in a word or two. */
+const told = (value) => {
+  if (Array.isArray(value)) return value.map(told).join(", ") || "none";
+  if (value === null || typeof value !== "object") return String(value);
+  return [value.name, ...Object.entries(value.params ?? {}).map(([name, own]) => `${name} ${own}`)].filter(Boolean).join(" ") || JSON.stringify(value);
+};
 
 /** Jobs on adapters that succeeded, newest first. */
 export const madeAdapters = async (signal) =>
