@@ -8,7 +8,7 @@ DEVELOPER := .venv/.developer
 # What is run on PostgreSQL as well, where a server is installed; skipped where not.
 ON_POSTGRESQL := tests/service/test_tenants.py tests/service/test_quotas.py
 
-.PHONY: serve test check kernels clean
+.PHONY: serve test check docs kernels clean
 
 serve: $(INSTALLED)
 	$(BIN)/graftwork demo
@@ -22,6 +22,9 @@ check: $(DEVELOPER)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(DEVELOPER)
+	$(BIN)/python -m mkdocs build --strict
 
 kernels: $(INSTALLED)
 	$(BIN)/python -m multilora.build
