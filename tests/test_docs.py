@@ -1,4 +1,4 @@
-"""The documentation as a site: it builds without a warning, and its reference leaves nothing out."""
+"""The documentation as a site: it builds without a warning, its reference leaves nothing out."""
 
 import importlib.util
 import os

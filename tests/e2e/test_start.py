@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,13 @@ ADDRESS = "http://127.0.0.1:8000"
 
 
 @pytest.fixture
-def environment(gateway: str, tmp_path: Path) -> Iterator[dict[str, str]]:
+def environment(gateway: str, tmp_path: Path) -> dict[str, str]:
     """Where the command `graftwork` is that of this tree, and asks the gateway."""
     command = tmp_path / "graftwork"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -P -m service.cli "$@"\n')
     command.chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    yield {**os.environ, "PATH": path, "GRAFTWORK_URL": gateway}
+    return {**os.environ, "PATH": path, "GRAFTWORK_URL": gateway}
 
 
 @pytest.mark.engine
