@@ -62,7 +62,7 @@ function headCells(layer, left, y, width, tall) {
 
 /** Size against quality: slim bases of one dense base, the front drawn through the best; `to` makes addresses. */
 export function frontPicture(front, here, to = (name) => `#/bases/${encodeURIComponent(name)}`) {
-  const points = front.data;
+  const points = [...front.data].sort((a, b) => a.parameters - b.parameters);
   const label = `Size against quality of ${points.length} slim bases of ${front.base}: ` + points.map((p) =>
     `${p.name} keeps ${percent(p.parameters / front.parameters)} of the parameters and loses ${fixed(p.delta_nats, 3)} nats per token`).join("; ");
   const worst = Math.max(0.05, ...points.map((p) => p.delta_nats)) * 1.12;
@@ -96,7 +96,7 @@ export function frontPicture(front, here, to = (name) => `#/bases/${encodeURICom
         points.length <= 12 ? named(points, front, x, y, bottom) : null,
         s("circle", { class: "dot", cx: x(1), cy: y(0), r: 5 }));
     }),
-    h("ul", { class: "key" }, h("li", { class: "dot" }, "worth having: no other is both smaller and better"), h("li", { class: "faded" }, "another is")));
+    h("ul", { class: "key" }, h("li", { class: "dot" }, "worth having: no other is both smaller and better"), h("li", { class: "dot other" }, "another is")));
 }
 
 /** Names stand below the front, which falls to the right, or above where it has fallen; none on another. */

@@ -42,10 +42,14 @@ def serious(tab: Any) -> list[str]:
 
 
 def test_every_page_is_accessible_fits_a_phone_and_asks_nobody_else(
-    visit: Callable[..., Any], filled: None, gateway: httpx.Client
+    visit: Callable[..., Any], filled: None, gateway: httpx.Client, text: str
 ):
     light, phone = visit(), visit(viewport=PHONE, color_scheme="dark")
-    for address, heading in PAGES.items():
+    recipe = {"name": "thin", "base": "demo", "target": 0.1, "ffn_multiple": 4}
+    sized = {"file": text, "sequences": 2, "length": 8}
+    recipe |= {"calibration": sized, "evaluation": sized}
+    job = gateway.post("/v1/pruning/jobs", json=recipe).json()["id"]
+    for address, heading in {**PAGES, f"#/jobs/{job}": "thin"}.items():
         assert serious(light.to(address, heading)) == [], address
         assert serious(phone.to(address, heading)) == [], f"{address}, dark"
         width = phone.tab.evaluate("document.documentElement.scrollWidth")
@@ -174,6 +178,7 @@ def test_a_key_is_asked_for_where_one_is_needed_and_never_stands_in_an_address(
     app.state.authenticator._looked = float("-inf")  # it looks for keys every few seconds
     seen = visit()
     tab = seen.to("", "Sign in")
+    assert serious(tab) == []
     tab.get_by_label("API key").fill("gw-wrong")
     tab.get_by_role("button", name="Sign in").click()
     tab.get_by_role("status").get_by_text("not valid").wait_for()
