@@ -224,7 +224,7 @@ def fresh_database(
     return partial(_postgres_database, server, "prepared")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop would stand in the way of other modules' own
 def browser() -> Iterator[Any]:
     """Chromium, without a window."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
