@@ -74,7 +74,7 @@ aliases = Table(  # each row a promotion; the last one is in force
     Column("tenant", String(63), primary_key=True),
     Column("name", String(63), primary_key=True),
     Column("number", Integer, primary_key=True, autoincrement=False),
-    Column("base", ForeignKey("bases.name"), nullable=False, index=True),
+    Column("base", String(63), nullable=False, index=True),  # as the tenant names it
     Column("created", BigInteger, nullable=False),
 )
 

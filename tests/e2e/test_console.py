@@ -79,7 +79,7 @@ def test_a_cell_of_a_sweep_that_is_worth_having_becomes_a_job(tab: Any, gateway:
         assert tab.get_by_role("region", name="Cells").get_by_role("row").count() == 1 + 4
         assert tab.get_by_role("button", name="Make it").count() == len(front)
         tab.get_by_role("button", name="Make it").first.click()
-        tab.wait_for_function("location.hash.includes('prunejob')")
+        tab.wait_for_url(re.compile("prunejob"))
         made = client.get("/v1/pruning/jobs").json()["data"][0]
         assert made["recipe"]["name"] == f"grid-{front[0]}"
         client.post(f"/v1/pruning/jobs/{made['id']}/cancel")

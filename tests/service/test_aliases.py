@@ -86,7 +86,9 @@ def test_a_base_that_an_alias_names_or_named_stays(client: httpx.Client):
 
 def test_a_job_cannot_take_the_name_of_an_alias(client: httpx.Client):
     promote(client, "demo")
-    text = {"file": "none"}
+    files = {"file": ("words.txt", b"one two three " * 50)}
+    uploaded = client.post("/v1/files", data={"purpose": "calibration"}, files=files).json()
+    text = {"file": uploaded["id"], "sequences": 2, "length": 8}
     recipe = {"name": "prod", "base": "demo", "target": 0.2, "ffn_multiple": 4}
     refused = client.post(
         "/v1/pruning/jobs", json={**recipe, "calibration": text, "evaluation": text}

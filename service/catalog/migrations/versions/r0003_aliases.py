@@ -13,7 +13,7 @@ def upgrade() -> None:
         sa.Column("tenant", sa.String(63), primary_key=True),
         sa.Column("name", sa.String(63), primary_key=True),
         sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("base", sa.String(63), sa.ForeignKey("bases.name"), nullable=False),
+        sa.Column("base", sa.String(63), nullable=False),
         sa.Column("created", sa.BigInteger, nullable=False),
     )
     op.create_index("ix_aliases_base", "aliases", ["base"])

@@ -70,7 +70,7 @@ function registration() {
 
 async function dense(base, signal) {
   const [front, adapters] = await Promise.all([get(`/v1/bases/${id(base.id)}/front`, signal), find(`/v1/adapters?base=${id(base.id)}`, signal)]);
-  return [page(base.id, h("span", `${base.family}, ${base.layers} layers · `, h("code", base.path)),
+  return [page(base.id, h("span", `${base.family}, ${base.layers} layers`, base.path ? [" · ", h("code", base.path)] : null),
     serveButton(base), h("a", { class: "button primary", href: `#/new?base=${id(base.id)}` }, "Prune it")),
     stats([["State", state(base)], ["Parameters", short(base.parameters), count(base.parameters)], ["Weights", bytes(front.weight_bytes)],
       ["Adapters", adapters?.data.length ?? "–"], ["Slim bases", front.data.length]]),
