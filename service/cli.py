@@ -416,11 +416,13 @@ def compare_adapters(
 
 
 @adapters.command("train")
-def train_adapter(recipe: AdapterRecipe, url: Url, wait: Wait = False) -> None:
+def train_adapter(
+    recipe: AdapterRecipe, url: Url, wait: Wait = False, as_json: Json = False
+) -> None:
     """Start the job that trains the adapter of a recipe on rows."""
     from service.commands import combine
 
-    combine.combine(url, recipe, "train", wait)
+    combine.combine(url, recipe, "train", wait, as_json)
 
 
 @adapters.command("train-generator")
