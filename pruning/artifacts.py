@@ -20,9 +20,7 @@ from pruning.digest import file_digest, listing_digest
 from pruning.recipe import Recipe
 from pruning.sweeps.recipe import SweepRecipe
 
-ArtifactKind = Literal[
-    "pruned_base", "adapter", "profile", "comparison", "generator", "sweep"
-]
+ArtifactKind = Literal["pruned_base", "adapter", "profile", "comparison", "generator", "sweep"]
 MANIFEST = "manifest.json"
 MEASUREMENTS = "report.*"  # timings differ between two runs of one recipe: not in the digest
 
