@@ -1,4 +1,4 @@
-"""Jobs on adapters alone: what to merge, compress, profile, compare, make or train (torch-free)."""
+"""Jobs on adapters: what to merge, compress, profile, compare, make or train (torch-free)."""
 
 from pathlib import Path
 from typing import Annotated, Literal

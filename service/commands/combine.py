@@ -1,4 +1,4 @@
-"""`graftwork adapters merge`, `compress`, `compare`, `lift`, `train`, `generate` and the like."""
+"""`graftwork adapters merge`, `compress`, `compare`, `lift`, `generate` and the like: jobs."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -149,14 +149,14 @@ def _adapted(report: Json) -> list[str]:
     return lines
 
 
-_BARS = "▁▂▃▄▅▆▇█"
-
-
 def plot(losses: Sequence[float]) -> str:
     """Losses as bars, one character each, from the lowest to the highest."""
     low, high = min(losses), max(losses)
     steps = len(_BARS) - 1
     return "".join(_BARS[round(steps * (loss - low) / ((high - low) or 1))] for loss in losses)
+
+
+_BARS = "▁▂▃▄▅▆▇█"
 
 
 def _compared(report: Json) -> list[str]:

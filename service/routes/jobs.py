@@ -52,7 +52,7 @@ def prune(recipe: Recipe, jobs: JobsDep, idempotency_key: Key = None) -> Job:
 
 @adapters.post("")
 def make_adapters(recipe: AdapterRecipe, jobs: JobsDep, idempotency_key: Key = None) -> Job:
-    """Train, merge, compress, profile or compare adapters; train a generator, or ask one for one.
+    """Train, merge, compress, profile or compare adapters; train a generator, or ask one.
 
     The same Idempotency-Key is the same job.
     """

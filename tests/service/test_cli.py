@@ -270,8 +270,8 @@ RECIPES: dict[str, Any] = {
         "base": "tiny",
         "tasks": {one["adapter"]: one for one in SOURCES},
     },
+    "train": {"name": "t", "base": "tiny", "training": SOURCES[0]},
     "generate": {"name": "x", "base": "tiny", "generator": "g", "description": "words"},
-    "train": {"name": "t", "base": "tiny", "training": {"file": "none.jsonl"}},
     "sweep": {**RECIPE, "name": "many", "grid": {"target": [0.1, 0.2]}},
 }
 
@@ -321,8 +321,8 @@ def test_every_json_parses(
     assert tell("adapters", "compress", recipe("compress"))["recipe"]["kind"] == "compress"
     assert tell("adapters", "compare", "tiny")["recipe"]["adapters"] == "all"
     tell("adapters", "train-generator", recipe("train-generator"), refused="sql")
+    tell("adapters", "train", recipe("train"), refused="sql")
     tell("adapters", "generate", recipe("generate"), refused="no generator")
-    tell("adapters", "train", recipe("train"), refused="none.jsonl")
     tell("adapters", "lift", "tiny+sql", refused="no slim base")
     assert tell("sweep", "run", recipe("sweep"))["object"] == "sweep.job"
     assert [one["object"] for one in tell("sweep", "list")] == ["sweep.job"]
