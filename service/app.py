@@ -118,7 +118,7 @@ async def _follow(catalog: Catalog, engines: Engines) -> None:
     while True:
         try:
             served = await anyio.to_thread.run_sync(lambda: catalog.every_base(serve=True))
-            await engines.reconcile({base.name: base.path for base in served})
+            await engines.reconcile({base.id: base.path for base in served})
         except (SQLAlchemyError, OSError) as error:
             _log.warning("the catalog cannot be followed", error=str(error))
         await asyncio.sleep(_FOLLOW_SECONDS)

@@ -121,7 +121,7 @@ class Composer:
         while True:
             try:
                 models = await anyio.to_thread.run_sync(self._pinned_models)
-                self._pinned = frozenset((model.base.name, model.engine_name) for model in models)
+                self._pinned = frozenset((model.base.id, model.engine_name) for model in models)
                 for model in models:
                     await self._warm(model)
             except (SQLAlchemyError, GraftworkError) as error:
@@ -138,7 +138,7 @@ class Composer:
         """Build and load a sum as one plain adapter; how that went."""
         assert model.composed is not None
         try:
-            engine = self._engines.get(model.base.name)
+            engine = self._engines.get(model.base.id)
             async with self._held_as(engine, model.merged):
                 self._merges.done(model)
         except (NotFound, EngineUnavailable):
@@ -153,7 +153,7 @@ class Composer:
 
     def _leave_if_merged(self, model: Model) -> None:
         """Let a sum go once requests get it as a plain adapter and none has it as a sum."""
-        key = model.base.name, model.engine_name
+        key = model.base.id, model.engine_name
         entry = self._entries.get(key)
         if entry and not entry.users and self._merges.form(model).engine_name != model.engine_name:
             self._leave(key)
@@ -174,7 +174,7 @@ class Composer:
     async def _warm(self, model: Model) -> None:
         """Load a pinned composition; what stands in the way of one does not hold up the others."""
         try:
-            engine = self._engines.get(model.base.name)
+            engine = self._engines.get(model.base.id)
             if not engine.holds(model.engine_name):
                 async with self._held_as(engine, model):
                     pass

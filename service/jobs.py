@@ -87,21 +87,18 @@ class Jobs:
         if isinstance(recipe, Recipe):
             whole = resolve(recipe, self._catalog, self._datasets)
             spec, makes = whole.model_dump(mode="json"), recipe.name
-            unique = makes
         elif isinstance(recipe, SweepRecipe):
             sweep = resolve_sweep(recipe, self._catalog, self._datasets)
             spec, makes = sweep.model_dump(mode="json"), f"sweep {recipe.name}"
-            unique = f"{self._tenant}/{makes}"
         else:
             resolved = self._resolved(recipe)
             spec = resolved.model_dump(mode="json")
             makes = adapters.makes(recipe)
-            unique = f"{self._tenant}/{makes}"
         options: EnqueueOptions = {
             "workflow_name": kind.workflow,
             "queue_name": contract.QUEUE,
             "workflow_id": id,
-            "deduplication_id": unique,
+            "deduplication_id": f"{self._tenant}/{makes}",
             "attributes": {"created_ns": time.time_ns(), "tenant": self._tenant},
         }
         try:

@@ -78,7 +78,7 @@ class Proxy:
     async def _prepare(self, model: Model, held: AsyncExitStack) -> tuple[Engine, str]:
         """The engine, and the model's name in it, where it stays until `held` is closed."""
         try:
-            engine = self._engines.get(model.base.name)
+            engine = self._engines.get(model.base.id)
         except NotFound as error:  # a base so new that its engine has not been started
             raise EngineUnavailable(retry_after=_RETRY_AFTER) from error
         if model.composed is not None:

@@ -17,11 +17,12 @@ metadata = MetaData()
 bases = Table(
     "bases",
     metadata,
-    Column("name", String(63), primary_key=True),
+    Column("id", String(80), primary_key=True),  # see service.records.base_id
+    Column("name", String(63), nullable=False, index=True),
     Column("path", String, nullable=False),
     Column("digest", String(64), nullable=False),
     Column("config", JSON, nullable=False),
-    Column("parent", String(63), nullable=True, index=True),
+    Column("parent", String(80), nullable=True, index=True),
     Column("artifact", String(64), nullable=True),
     Column("serve", Boolean, nullable=False),
     Column("tenant", String(63), nullable=False, index=True),
@@ -34,7 +35,7 @@ adapters = Table(
     "adapters",
     metadata,
     Column("tenant", String(63), primary_key=True),
-    Column("base", ForeignKey("bases.name"), primary_key=True),
+    Column("base", ForeignKey("bases.id"), primary_key=True),
     Column("name", String(63), primary_key=True),
     Column("shared", Boolean, nullable=False),
     Column("digest", String(64), nullable=False, index=True),
@@ -48,7 +49,7 @@ generators = Table(
     "generators",
     metadata,
     Column("tenant", String(63), primary_key=True),
-    Column("base", ForeignKey("bases.name"), primary_key=True),
+    Column("base", ForeignKey("bases.id"), primary_key=True),
     Column("name", String(63), primary_key=True),
     Column("digest", String(64), nullable=False),
     Column("path", String, nullable=False),
@@ -60,11 +61,12 @@ compositions = Table(
     "compositions",
     metadata,
     Column("tenant", String(63), primary_key=True),
-    Column("base", ForeignKey("bases.name"), primary_key=True),
+    Column("base", ForeignKey("bases.id"), primary_key=True),
     Column("name", String(63), primary_key=True),
     Column("parts", JSON, nullable=False),  # by adapter, its weight
     Column("strategy", JSON, nullable=False),
     Column("pinned", Boolean, nullable=False),
+    Column("shared", Boolean, nullable=False),
     Column("created", BigInteger, nullable=False),
 )
 

@@ -24,7 +24,10 @@ class Files(Quotas):
         return tuple(_file(row) for row in self._all(query))
 
     def file(self, id: str) -> File:
-        return _file(self._one(schema.files, f"file {id!r}", tenant=self._tenant, id=id))
+        with self._engine.connect() as connection:
+            return _file(
+                fetch(connection, schema.files, f"file {id!r}", tenant=self._tenant, id=id)
+            )
 
     def add_file(
         self,

@@ -35,7 +35,7 @@ class ModelObject(BaseModel):
             created=named.created if named else content.created,
             root=composed.digest if composed else content.digest,
             parent=None if content is model.base and composed is None else model.base.name,
-            ready=is_ready(engines, model.base.name),
+            ready=is_ready(engines, model.base.id),
         )
 
 
