@@ -40,6 +40,7 @@ from service.routes import (
 )
 from service.settings import Settings
 from service.tenants import SCRAPER
+from service.verification import Loading
 
 _FOLLOW_SECONDS = 0.2  # until a base that a worker published gets its engine
 _ROUTERS = (  # first match
@@ -72,7 +73,7 @@ def create_app(settings: Settings | None = None, engines: Engines | None = None)
     state.adapters = Adapters(settings, catalog, engines, state.composer)
     state.files = Files(settings, catalog)
     state.jobs = Jobs(settings, catalog)
-    state.proxy = Proxy(engines, state.composer, state.metrics)
+    state.proxy = Proxy(engines, state.composer, Loading(settings), state.metrics)
     state.authenticator = Authenticator(catalog, settings.host)
     handlers.install(app)
     app.add_middleware(Limits, quota_of=lambda tenant: catalog.of(tenant).quota())

@@ -32,6 +32,7 @@ from service.models import Composed, Model, served
 from service.records import Adapter
 from service.repeats import Merges
 from service.settings import Settings
+from service.verification import Loading
 
 _WARM_SECONDS = 1.0  # between looks for pinned compositions that are not loaded
 _Key = tuple[str, str]  # base, name inside its engine
@@ -54,6 +55,7 @@ class Composer:
     """Sees to it that an engine has a composition while a request uses it."""
 
     def __init__(self, settings: Settings, catalog: Catalog, engines: Engines, metrics: Metrics):
+        self._loading = Loading(settings)
         self._settings = settings
         self._catalog = catalog
         self._engines = engines
@@ -226,6 +228,9 @@ class Composer:
         if engine.holds(model.engine_name):
             self._metrics.observe_composition("engine")
             return
+        if entry.tier != "memory" and model.composed is not None:
+            for adapter in model.composed.adapters:
+                await anyio.to_thread.run_sync(self._loading.check, adapter)
         started = time.perf_counter()
         if not await engine.ensure_adapter(model.engine_name, entry.source):
             self._metrics.observe_composition("shared")

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import itertools
+import json
 import secrets
 import threading
 import time
@@ -120,6 +121,11 @@ class Jobs:
             name=names, status=list(contract.ACTIVE), load_input=False, load_output=False
         )
         return sum(_owner(work) == self._tenant for work in known)
+
+    def in_use(self) -> str:
+        """All that unfinished jobs of every tenant were given, as text: digests, paths, ids."""
+        known = self._client.list_workflows(status=list(contract.ACTIVE), load_output=False)
+        return json.dumps([(work.workflow_id, work.input) for work in known], default=str)
 
     def _check_quota(self) -> None:
         quota = self._catalog.quota()

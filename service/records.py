@@ -10,7 +10,6 @@ from pruning.geometry import Geometry
 from service.composition import Composition
 from service.tenants import LOCAL, mark
 
-
 _OWN = "~"  # no name contains it
 
 

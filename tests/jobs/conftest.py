@@ -158,7 +158,7 @@ class Site:
 
     def artifacts(self) -> list[Path]:
         store = self.settings.artifacts
-        return sorted(store.iterdir()) if store.exists() else []
+        return sorted(store.glob("[!.]*"))
 
     def work_directories(self) -> list[Path]:
         jobs = self.settings.jobs

@@ -1,7 +1,6 @@
 """What one tenant has and does is nothing that another could learn: names, paths, refusals."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,11 @@ import pytest
 from fastapi import FastAPI
 
 from pruning.recipe import PruneSpec, Recipe, Text
+from service.privacy import public
 from service.tenants import SCOPES
 
 DIGESTS = ("1" * 64, "2" * 64)
+URLS = "ask GET /v1/models for 3/4 of it, or see https://vllm.ai/docs/lora"
 TEXT = "a text of some length " * 20
 
 
@@ -228,3 +229,41 @@ def test_a_public_composition_is_what_its_tenant_made_it(
     assert share(operators, "/v1/compositions/demo+mix", "private").status_code == 200
     assert complete(umbra, "demo+mix").status_code == 404
     assert umbra.delete("/v1/compositions/demo+mix").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "/home/op/.graftwork/adapters/ab/adapter_model.safetensors is bad",
+            "adapter_model.safetensors is bad",
+        ),
+        ("no such file: '/srv/a/x/y'", "no such file: 'y'"),
+        ("open(/srv/home/): denied", "open(a directory): denied"),
+        (
+            "demo+sql@0123456789ab.0123abcd and slim~0123456789abcdef+x@0123456789ab",
+            "an adapter and an adapter",
+        ),
+        ("the base slim~0123456789abcdef stopped", "the base slim stopped"),
+        (
+            "ask GET /v1/models, 3/4 of it, or https://vllm.ai/docs/lora",
+            "ask GET /v1/models, 3/4 of it, or https://vllm.ai/docs/lora",
+        ),
+    ],
+)
+def test_what_is_told_has_no_path_and_no_name_of_engines(said: str, told: str):
+    assert public(said) == told
+
+
+def test_an_engines_refusal_is_told_and_its_failure_is_not(acme: httpx.Client, upstream: Any):
+    refused = complete(
+        acme, "demo", prompt="refuse with /srv/home/adapters/ab/weights of demo+x@0123456789ab"
+    )
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert error["message"] == "no: weights of an adapter"
+    assert (error["type"], error["param"], error["code"]) == ("BadRequestError", "n", 400)
+    failed = complete(acme, "demo", prompt="fail")
+    assert failed.status_code == 500
+    assert failed.json()["error"]["code"] == "engine_error"
+    assert "broken" not in failed.text

@@ -1,0 +1,62 @@
+"""Garbage is collected while jobs publish: nothing goes that a job has made."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from service.collection import Collector, Garbage
+from service.jobs import Jobs
+from service.verification import verify
+
+
+@pytest.fixture
+def collect(site: Any) -> Callable[[], list[Garbage]]:
+    """Collect as `graftwork gc --hours 0` does."""
+
+    def run() -> list[Garbage]:
+        jobs = Jobs(site.settings, site.catalog)
+        try:
+            return list(Collector(site.settings, site.catalog, jobs).collect(0))
+        finally:
+            jobs.close()
+
+    return run
+
+
+def test_an_artifact_between_store_and_catalog_is_waited_for(
+    site, worker, create, ended, eventually, collect
+):
+    site.order("register", "wait")
+    job = create()
+    eventually(site.artifacts, "the artifact is in the store")
+    collected: list[list[Garbage]] = []
+    collector = threading.Thread(target=lambda: collected.append(collect()))
+    collector.start()
+    collector.join(2)
+    assert collector.is_alive()
+    site.release("register")
+    assert ended(job)["status"] == "succeeded"
+    collector.join(60)
+    assert collected == [[]]
+    assert len(site.artifacts()) == 1
+    assert [one for one in verify(site.settings, site.catalog) if one.kind == "damaged"] == []
+
+
+def test_a_killed_publications_artifact_stays_until_it_is_resumed(
+    site, worker, create, ended, eventually, collect
+):
+    site.order("register", "wait")
+    job = create()
+    eventually(site.artifacts, "the artifact is in the store")
+    site.kill_worker()
+    assert collect() == []
+    site.release("register")
+    site.start_worker()
+    assert ended(job)["status"] == "succeeded"
+    (artifact,) = site.artifacts()
+    site.catalog.delete_adapter("demo-slim", "task")
+    site.catalog.delete_base("demo-slim")
+    assert [one.path.name for one in collect()] == [artifact.name]
+    assert site.artifacts() == []
