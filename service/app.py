@@ -26,6 +26,7 @@ from service.middleware import BodyLimit, Observation
 from service.proxy import Proxy
 from service.routes import (
     adapters,
+    audit,
     bases,
     completions,
     compositions,
@@ -54,6 +55,7 @@ _ROUTERS = (  # first match
     files,
     keys,
     tenants,
+    audit,
     health,
     metrics,
 )

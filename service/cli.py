@@ -163,6 +163,18 @@ def gc(
     store.gc(dry_run, hours, as_json)
 
 
+@app.command()
+def audit(
+    tenant: Annotated[str | None, typer.Option(help="only what this tenant has")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="the newest so many")] = 100,
+    as_json: Json = False,
+) -> None:
+    """List who changed what, and when."""
+    from service.commands import audit
+
+    audit.list_changes(tenant, limit, as_json)
+
+
 @jobs.command("list")
 def list_jobs(
     url: Url, limit: Annotated[int, typer.Option(min=1, max=100)] = 20, as_json: Json = False

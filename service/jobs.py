@@ -112,6 +112,7 @@ class Jobs:
                     f"another job is making {makes!r}; cancel it or choose another name",
                     param="name",
                 ) from None
+        self._catalog.note("job.create", id)
         return self._same(self._one(id), recipe)
 
     def open(self) -> int:
@@ -192,6 +193,7 @@ class Jobs:
         work = self._one(id)
         if work.status != "CANCELLED":
             raise Conflict(f"job {id} can no longer be cancelled", param="id")
+        self._catalog.note("job.cancel", id)
         return self._object(work)
 
     def report(self, id: str, format: str) -> Path:

@@ -113,3 +113,16 @@ quotas = Table(
     Column("tenant", String(63), primary_key=True),
     Column("quota", JSON, nullable=False),
 )
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("created", BigInteger, nullable=False),
+    Column("tenant", String(63), nullable=False, index=True),
+    Column("action", String(63), nullable=False),
+    Column("object", String(255), nullable=False),
+    Column("by", String(63), nullable=False),
+    Column("key", String(12), nullable=True),
+    Column("request_id", String(128), nullable=True),
+)

@@ -50,6 +50,9 @@ class Adapters(Quotas):
                 _check_unused(connection, key, _reaching_others(self._tenant))
             update = sa.update(schema.adapters).where(equal(schema.adapters, key))
             connection.execute(update.values(shared=shared))
+            self._note(
+                connection, "adapter.publish" if shared else "adapter.hide", f"{base}+{name}"
+            )
         return self.adapter(base, name)
 
     def add_adapter(
@@ -75,6 +78,7 @@ class Adapters(Quotas):
             row = row_of(adapter, schema.adapters)
             insert(connection, schema.adapters, row, f"adapter {adapter.model}")
             self._check_room(connection)
+            self._note(connection, "adapter.add", adapter.model)
         return adapter
 
     def replace_adapter(
@@ -90,6 +94,7 @@ class Adapters(Quotas):
             update = sa.update(schema.adapters).where(equal(schema.adapters, key))
             connection.execute(update.values(**values, bytes=content.size(path)))
             self._check_room(connection)
+            self._note(connection, "adapter.replace", before.model)
         return before
 
     def delete_adapter(self, base: str, name: str) -> Adapter:
@@ -101,6 +106,7 @@ class Adapters(Quotas):
             own = schema.compositions.c.tenant == self._tenant
             _check_unused(connection, key, sa.true() if adapter.shared else own)
             connection.execute(sa.delete(schema.adapters).where(equal(schema.adapters, key)))
+            self._note(connection, "adapter.delete", adapter.model)
         return adapter
 
 

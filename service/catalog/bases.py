@@ -10,12 +10,13 @@ import sqlalchemy as sa
 
 from pruning.errors import InvalidInput
 from service import schema
-from service.catalog.tables import Tables, fetch, insert, now, row_of
+from service.catalog.audit import Audit
+from service.catalog.tables import fetch, insert, now, row_of
 from service.errors import Conflict, NotFound
 from service.records import Base, base_id, base_name
 
 
-class Bases(Tables):
+class Bases(Audit):
     """Servable directories; a base outlives neither its adapters nor its slim bases."""
 
     def bases(self, *, serve: bool | None = None) -> tuple[Base, ...]:
@@ -76,6 +77,7 @@ class Bases(Tables):
                 base = replace(base, parent=self._home(connection, parent))
             self._check_name(connection, name)
             insert(connection, schema.bases, row_of(base, schema.bases), f"base {name!r}")
+            self._note(connection, "base.add", name)
         return base
 
     def _check_name(self, connection: sa.Connection, name: str) -> None:
@@ -103,6 +105,8 @@ class Bases(Tables):
             connection.execute(
                 sa.update(schema.bases).where(schema.bases.c.id == id).values(values)
             )
+            ((what, value),) = values.items()
+            self._note(connection, _ACTIONS[what, value], name)
         return self.base(name)
 
     def _shareable(self, connection: sa.Connection, name: str) -> str:
@@ -135,9 +139,16 @@ class Bases(Tables):
                     f"base {name!r} is in use; delete first: {', '.join(dependents)}", param="base"
                 )
             connection.execute(sa.delete(schema.bases).where(schema.bases.c.id == id))
+            self._note(connection, "base.delete", name)
         return base
 
 
+_ACTIONS = {
+    ("serve", True): "base.serve",
+    ("serve", False): "base.stop",
+    ("shared", True): "base.publish",
+    ("shared", False): "base.hide",
+}
 _REFERENCES = (
     (schema.adapters, schema.adapters.c.base),
     (schema.generators, schema.generators.c.base),

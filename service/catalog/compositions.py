@@ -8,7 +8,8 @@ import sqlalchemy as sa
 from pruning.recipe import Method
 from service import schema
 from service.catalog.adapters import check_shared
-from service.catalog.tables import Tables, check_free, equal, fetch, insert, now
+from service.catalog.audit import Audit
+from service.catalog.tables import check_free, equal, fetch, insert, now
 from service.composition import Composition, Part
 from service.errors import Conflict, NotFound
 from service.records import NamedComposition, base_name
@@ -16,7 +17,7 @@ from service.records import NamedComposition, base_name
 _SAME = ("tenant", "base", "name", "pinned", "shared", "created")  # in a record and in its row
 
 
-class Compositions(Tables):
+class Compositions(Audit):
     """Weighted sums of adapters under names of their own."""
 
     def compositions(self, base: str | None = None) -> tuple[NamedComposition, ...]:
@@ -50,6 +51,7 @@ class Compositions(Tables):
                 self._check_adapter(connection, home, part.adapter)
             check_free(connection, schema.adapters, named.model, **self._key(home, name))
             insert(connection, schema.compositions, _row(named), f"composition {named.model}")
+            self._note(connection, "composition.add", named.model)
         return named
 
     def share_composition(self, base: str, name: str, shared: bool) -> NamedComposition:
@@ -66,6 +68,8 @@ class Compositions(Tables):
                 self._check_public(connection, key["base"], row["parts"])
             update = sa.update(schema.compositions).where(equal(schema.compositions, key))
             connection.execute(update.values(shared=shared))
+            action = "composition.publish" if shared else "composition.hide"
+            self._note(connection, action, f"{base}+{name}")
         return self.composition(base, name)
 
     def _check_public(self, connection: sa.Connection, home: str, parts: Iterable[str]) -> None:
@@ -99,6 +103,7 @@ class Compositions(Tables):
             connection.execute(
                 sa.delete(schema.compositions).where(equal(schema.compositions, key))
             )
+            self._note(connection, "composition.delete", named.model)
         return named
 
 

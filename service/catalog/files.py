@@ -50,6 +50,7 @@ class Files(Quotas):
                 return _file(row)
             insert(connection, schema.files, row_of(file, schema.files), f"file {file.id}")
             self._check_room(connection)
+            self._note(connection, "file.add", file.id)
             place()
         return file
 
@@ -63,6 +64,7 @@ class Files(Quotas):
                     equal(schema.files, {"tenant": self._tenant, "id": id})
                 )
             )
+            self._note(connection, "file.delete", id)
         return file
 
     def release(self, path: Path, remove: Callable[[Path], None]) -> bool:

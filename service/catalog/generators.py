@@ -5,11 +5,12 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from service import schema
-from service.catalog.tables import Tables, equal, fetch
+from service.catalog.audit import Audit
+from service.catalog.tables import equal, fetch
 from service.records import Generator
 
 
-class Generators(Tables):
+class Generators(Audit):
     """What makes adapters; each is an artifact of a job."""
 
     def generators(self, base: str | None = None) -> tuple[Generator, ...]:
@@ -28,6 +29,7 @@ class Generators(Tables):
             key = self._of(connection, what, base, name)
             generator = _generator(fetch(connection, schema.generators, what, **key))
             connection.execute(sa.delete(schema.generators).where(equal(schema.generators, key)))
+            self._note(connection, "generator.delete", generator.id)
         return generator
 
 

@@ -61,12 +61,13 @@ class Publication(Bases):
             row = find(connection, schema.bases, tenant=self._tenant, name=name)
             if row is None:
                 insert(connection, schema.bases, row_of(base, schema.bases), f"base {name!r}")
+                self._note(connection, "base.make", name)
             elif row["artifact"] != digest:
                 raise _taken(f"base {name!r}")
             for adapter in adapters:
                 key = self._key(row["id"] if row else base.id, adapter.name)
                 if find(connection, schema.adapters, **key) is None:
-                    _enter(connection, replace(adapter, base=key["base"]))
+                    self._enter(connection, replace(adapter, base=key["base"]))
 
     def _parent(self, name: str) -> str | None:
         """The id of the base that was cut, if it is still there."""
@@ -83,6 +84,7 @@ class Publication(Bases):
             row = find(connection, schema.generators, **self._key(home, name))
             if row is None:
                 insert(connection, schema.generators, row_of(made, schema.generators), made.id)
+                self._note(connection, "generator.make", made.id)
             elif row["digest"] != digest:
                 raise _taken(f"generator {made.id}")
 
@@ -100,7 +102,7 @@ class Publication(Bases):
                 if other or find(connection, schema.compositions, **key):
                     raise _taken(adapter.model)
                 if row is None:
-                    _enter(connection, adapter)
+                    self._enter(connection, adapter)
 
     def _publish_profile(self, spec: AdapterSpec, artifact_dir: Path) -> None:
         """Register the profile of the content that the job read; a later one replaces it."""
@@ -115,10 +117,11 @@ class Publication(Bases):
         with self._write() as connection:
             connection.execute(sa.delete(schema.profiles).where(equal(schema.profiles, key)))
             insert(connection, schema.profiles, row_of(profile, schema.profiles), "the profile")
+            self._note(connection, "profile.make", digest)
 
-
-def _enter(connection: sa.Connection, adapter: Adapter) -> None:
-    insert(connection, schema.adapters, row_of(adapter, schema.adapters), adapter.model)
+    def _enter(self, connection: sa.Connection, adapter: Adapter) -> None:
+        insert(connection, schema.adapters, row_of(adapter, schema.adapters), adapter.model)
+        self._note(connection, "adapter.make", adapter.model)
 
 
 def _taken(what: str) -> InvalidInput:
