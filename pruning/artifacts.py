@@ -166,6 +166,14 @@ def read(directory: Path) -> Manifest:
         raise DamagedArtifact(f"{directory / MANIFEST} cannot be read: {error}") from error
 
 
+def stands_alone(directory: Path) -> bool:
+    """Whether an artifact is of use though nothing is served of it: the report of a sweep."""
+    try:
+        return read(directory).kind == "sweep"
+    except DamagedArtifact:
+        return False
+
+
 def verify(directory: Path) -> Manifest:
     """Hash all files of an artifact again; DamagedArtifact names the first that differs."""
     manifest = read(directory)

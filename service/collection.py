@@ -48,7 +48,8 @@ class Collector:
 
     def _unreferenced(self, folder: Path, reason: str) -> Iterator[Garbage]:
         for path in _entries(folder):
-            if path.name not in self._jobs.in_use() and not self._catalog.refers_to(path):
+            kept = self._catalog.refers_to(path) or artifacts.stands_alone(path)
+            if not kept and path.name not in self._jobs.in_use():
                 found = Garbage(path, content.size(path), reason)
                 if self._dry_run or self._catalog.release(path, content.remove):
                     yield found

@@ -106,13 +106,13 @@ class Jobs:
             with self._creating:  # so that no other job comes between the count and this one
                 self._check_quota()
                 self._client.enqueue(options, spec | {"tenant": self._tenant})
+            self._catalog.note("job.create", id)
         except error.DBOSQueueDeduplicatedError:
             if self._find(id) is None:
                 raise Conflict(
                     f"another job is making {makes!r}; cancel it or choose another name",
                     param="name",
                 ) from None
-        self._catalog.note("job.create", id)
         return self._same(self._one(id), recipe)
 
     def open(self) -> int:

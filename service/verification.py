@@ -42,7 +42,7 @@ def verify(settings: Settings, catalog: Catalog) -> Iterator[Finding]:
             yield Finding("damaged" if path.exists() else "missing", path, str(error))
     for folder in (store, settings.adapters, settings.files):
         for path in _entries(folder):
-            if not catalog.refers_to(path):
+            if not (catalog.refers_to(path) or artifacts.stands_alone(path)):
                 yield Finding("orphaned", path, "nothing refers to it")
 
 

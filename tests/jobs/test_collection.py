@@ -1,28 +1,9 @@
 """Garbage is collected while jobs publish: nothing goes that a job has made."""
 
 import threading
-from collections.abc import Callable
-from typing import Any
 
-import pytest
-
-from service.collection import Collector, Garbage
-from service.jobs import Jobs
+from service.collection import Garbage
 from service.verification import verify
-
-
-@pytest.fixture
-def collect(site: Any) -> Callable[[], list[Garbage]]:
-    """Collect as `graftwork gc --hours 0` does."""
-
-    def run() -> list[Garbage]:
-        jobs = Jobs(site.settings, site.catalog)
-        try:
-            return list(Collector(site.settings, site.catalog, jobs).collect(0))
-        finally:
-            jobs.close()
-
-    return run
 
 
 def test_an_artifact_between_store_and_catalog_is_waited_for(
