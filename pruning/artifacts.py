@@ -4,9 +4,11 @@ A directory is filled under another name, sealed (hashed, described by manifest.
 disk) and only then renamed into the store, so a half-written artifact is never seen there.
 """
 
+import fcntl
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -133,12 +135,45 @@ def publish(draft: Path, store: Path, digest: str) -> bool:
     return False
 
 
+@contextmanager
+def publishing(store: Path) -> Iterator[None]:
+    """While this lasts nobody collects: what is placed meanwhile stays until others know of it."""
+    with _locked(store, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def collecting(store: Path) -> Iterator[None]:
+    """While this lasts nobody publishes: what nothing refers to now can be removed."""
+    with _locked(store, fcntl.LOCK_EX):
+        yield
+
+
+@contextmanager
+def _locked(store: Path, how: int) -> Iterator[None]:
+    store.mkdir(parents=True, exist_ok=True)
+    lock = os.open(store / ".lock", os.O_CREAT | os.O_RDWR, 0o644)  # goes with a killed process
+    try:
+        fcntl.flock(lock, how)
+        yield
+    finally:
+        os.close(lock)
+
+
 def read(directory: Path) -> Manifest:
     """The manifest of an artifact, its files unchecked; DamagedArtifact when unreadable."""
     try:
         return Manifest.model_validate_json((directory / MANIFEST).read_bytes())
     except (OSError, ValidationError) as error:
         raise DamagedArtifact(f"{directory / MANIFEST} cannot be read: {error}") from error
+
+
+def stands_alone(directory: Path) -> bool:
+    """Whether an artifact is of use though nothing is served of it: the report of a sweep."""
+    try:
+        return read(directory).kind == "sweep"
+    except DamagedArtifact:
+        return False
 
 
 def verify(directory: Path) -> Manifest:

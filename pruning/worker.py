@@ -146,17 +146,18 @@ def _publish(
 ) -> None:
     """Make the artifact visible: in the store by a rename, then in the catalog."""
     artifact = place.artifacts / digest
-    is_new = artifacts.publish(place.jobs / name / "publish", place.artifacts, digest)
-    try:
-        publish(kind_of(name).spec.validate_python(spec), artifact, digest)
-    except Exception as reason:
-        if is_new:
-            shutil.rmtree(artifact, ignore_errors=True)
-        if isinstance(reason, InvalidInput):
-            raise JobFailed.from_input(reason) from reason
-        raise
-    finally:
-        shutil.rmtree(place.jobs / name, ignore_errors=True)
+    with artifacts.publishing(place.artifacts):
+        is_new = artifacts.publish(place.jobs / name / "publish", place.artifacts, digest)
+        try:
+            publish(kind_of(name).spec.validate_python(spec), artifact, digest)
+        except Exception as reason:
+            if is_new:
+                shutil.rmtree(artifact, ignore_errors=True)
+            if isinstance(reason, InvalidInput):
+                raise JobFailed.from_input(reason) from reason
+            raise
+        finally:
+            shutil.rmtree(place.jobs / name, ignore_errors=True)
 
 
 def _progress(stages: Sequence[str], stage: str) -> Progress:

@@ -27,6 +27,7 @@ from service.proxy import Proxy
 from service.routes import (
     adapters,
     aliases,
+    audit,
     bases,
     completions,
     compositions,
@@ -43,6 +44,7 @@ from service.routes import (
 )
 from service.settings import Settings
 from service.tenants import SCRAPER
+from service.verification import Loading
 
 _FOLLOW_SECONDS = 0.2  # until a base that a worker published gets its engine
 _ROUTERS = (  # first match
@@ -60,6 +62,7 @@ _ROUTERS = (  # first match
     tenants,
     planning,
     overview,
+    audit,
     health,
     metrics,
 )
@@ -79,7 +82,7 @@ def create_app(settings: Settings | None = None, engines: Engines | None = None)
     state.adapters = Adapters(settings, catalog, engines, state.composer)
     state.files = Files(settings, catalog)
     state.jobs = Jobs(settings, catalog)
-    state.proxy = Proxy(engines, state.composer, state.metrics)
+    state.proxy = Proxy(engines, state.composer, Loading(settings), state.metrics)
     state.authenticator = Authenticator(catalog, settings.host)
     handlers.install(app)
     app.add_middleware(Limits, quota_of=lambda tenant: catalog.of(tenant).quota())
@@ -125,7 +128,7 @@ async def _follow(catalog: Catalog, engines: Engines) -> None:
     while True:
         try:
             served = await anyio.to_thread.run_sync(lambda: catalog.every_base(serve=True))
-            await engines.reconcile({base.name: base.path for base in served})
+            await engines.reconcile({base.id: base.path for base in served})
         except (SQLAlchemyError, OSError) as error:
             _log.warning("the catalog cannot be followed", error=str(error))
         await asyncio.sleep(_FOLLOW_SECONDS)

@@ -189,6 +189,41 @@ def models(url: Url, as_json: Json = False) -> None:
     resources.list_models(url, as_json)
 
 
+@app.command()
+def verify(
+    repair: Annotated[bool, typer.Option("--repair", help="put damaged content aside")] = False,
+    as_json: Json = False,
+) -> None:
+    """Read everything that is stored, and say where catalog and disk differ."""
+    from service.commands import store
+
+    store.verify(repair, as_json)
+
+
+@app.command()
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="remove nothing")] = False,
+    hours: Annotated[float, typer.Option(min=0, help="that drafts are left alone")] = 24,
+    as_json: Json = False,
+) -> None:
+    """Remove artifacts that nothing refers to, and what is left of ended jobs and uploads."""
+    from service.commands import store
+
+    store.gc(dry_run, hours, as_json)
+
+
+@app.command()
+def audit(
+    tenant: Annotated[str | None, typer.Option(help="only what this tenant has")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="the newest so many")] = 100,
+    as_json: Json = False,
+) -> None:
+    """List who changed what, and when."""
+    from service.commands import audit
+
+    audit.list_changes(tenant, limit, as_json)
+
+
 @jobs.command("list")
 def list_jobs(url: Url, limit: Limit = 20, as_json: Json = False) -> None:
     """List the newest jobs."""

@@ -32,6 +32,7 @@ from service.models import Composed, Model, served
 from service.records import Adapter
 from service.repeats import Merges
 from service.settings import Settings
+from service.verification import Loading
 
 _WARM_SECONDS = 1.0  # between looks for pinned compositions that are not loaded
 _Key = tuple[str, str]  # base, name inside its engine
@@ -54,6 +55,7 @@ class Composer:
     """Sees to it that an engine has a composition while a request uses it."""
 
     def __init__(self, settings: Settings, catalog: Catalog, engines: Engines, metrics: Metrics):
+        self._loading = Loading(settings)
         self._settings = settings
         self._catalog = catalog
         self._engines = engines
@@ -121,7 +123,7 @@ class Composer:
         while True:
             try:
                 models = await anyio.to_thread.run_sync(self._pinned_models)
-                self._pinned = frozenset((model.base.name, model.engine_name) for model in models)
+                self._pinned = frozenset((model.base.id, model.engine_name) for model in models)
                 for model in models:
                     await self._warm(model)
             except (SQLAlchemyError, GraftworkError) as error:
@@ -138,7 +140,7 @@ class Composer:
         """Build and load a sum as one plain adapter; how that went."""
         assert model.composed is not None
         try:
-            engine = self._engines.get(model.base.name)
+            engine = self._engines.get(model.base.id)
             async with self._held_as(engine, model.merged):
                 self._merges.done(model)
         except (NotFound, EngineUnavailable):
@@ -153,7 +155,7 @@ class Composer:
 
     def _leave_if_merged(self, model: Model) -> None:
         """Let a sum go once requests get it as a plain adapter and none has it as a sum."""
-        key = model.base.name, model.engine_name
+        key = model.base.id, model.engine_name
         entry = self._entries.get(key)
         if entry and not entry.users and self._merges.form(model).engine_name != model.engine_name:
             self._leave(key)
@@ -174,7 +176,7 @@ class Composer:
     async def _warm(self, model: Model) -> None:
         """Load a pinned composition; what stands in the way of one does not hold up the others."""
         try:
-            engine = self._engines.get(model.base.name)
+            engine = self._engines.get(model.base.id)
             if not engine.holds(model.engine_name):
                 async with self._held_as(engine, model):
                     pass
@@ -226,6 +228,9 @@ class Composer:
         if engine.holds(model.engine_name):
             self._metrics.observe_composition("engine")
             return
+        if entry.tier != "memory" and model.composed is not None:
+            for adapter in model.composed.adapters:
+                await anyio.to_thread.run_sync(self._loading.check, adapter)
         started = time.perf_counter()
         if not await engine.ensure_adapter(model.engine_name, entry.source):
             self._metrics.observe_composition("shared")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-_STAGING = ".staging-"
+STAGING = ".staging-"
 _ABANDONED_SECONDS = 24 * 3600.0
 
 
@@ -17,7 +17,7 @@ _ABANDONED_SECONDS = 24 * 3600.0
 def staging(parent: Path) -> Iterator[Path]:
     """A new directory below `parent`, gone at the end unless it was placed."""
     parent.mkdir(parents=True, exist_ok=True)
-    directory = Path(tempfile.mkdtemp(prefix=_STAGING, dir=parent))
+    directory = Path(tempfile.mkdtemp(prefix=STAGING, dir=parent))
     try:
         yield directory
     finally:
@@ -54,9 +54,18 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
+def quarantine(path: Path, folder: Path, reason: str) -> Path:
+    """Move damaged content into a folder, with the reason in a file beside it; where it is now."""
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f"{path.parent.name}-{path.name}-{time.time_ns()}"
+    path.rename(aside)
+    aside.with_name(f"{aside.name}.reason").write_text(f"{path}: {reason}\n", encoding="utf-8")
+    return aside
+
+
 def sweep(parent: Path) -> None:
     """Remove what a killed process left half-made; what is being made elsewhere is younger."""
     if parent.is_dir():
-        for path in parent.glob(f"{_STAGING}*"):
+        for path in parent.glob(f"{STAGING}*"):
             if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
                 remove(path)

@@ -17,6 +17,7 @@ import httpx
 import structlog
 
 from service.errors import AdapterRejected, EngineUnavailable, NotFound
+from service.privacy import public
 from service.settings import Settings
 from service.vllm_command import arguments, environment
 
@@ -127,7 +128,9 @@ class Engine:
         response = await self._admin("PUT", f"{ADAPTERS}/{quote(name)}", json=source, tolerate=400)
         if response.is_error:
             reason = response.json()["error"]["message"]
-            raise AdapterRejected(f"{name}: {reason}", param="model")
+            _log.warning("adapter rejected", engine=self.name, adapter=name, reason=reason)
+            model, _, _ = name.partition("@")
+            raise AdapterRejected(public(f"{model}: {reason}"), param="model")
 
     def _forget_if_failed(self, name: str, task: asyncio.Task[None]) -> None:
         if _failed(task) and self._adapters.get(name) is task:

@@ -76,6 +76,12 @@ class AdapterRejected(GraftworkError):
     status, code, type = 400, "adapter_rejected", "invalid_request_error"
 
 
+class ContentDamaged(GraftworkError):
+    """The stored content is not what was registered; it was put aside."""
+
+    status, code = 500, "content_damaged"
+
+
 class PayloadTooLarge(GraftworkError):
     """The request body is too large."""
 

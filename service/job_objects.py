@@ -12,6 +12,7 @@ from pruning.jobs.job import Event, Progress
 from pruning.jobs.kinds import ADAPTERS, PRUNING, SWEEPS, kind_of
 from pruning.recipe import PruneSpec, Recipe
 from pruning.sweeps.recipe import SweepRecipe, SweepSpec
+from service.privacy import public
 
 Item = TypeVar("Item", "Job", "JobEvent")
 Status = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
@@ -214,7 +215,7 @@ def _error(error: Exception | None) -> JobError:
         data: Any = getattr(error, "data", None) or {}
         return JobError(
             code=str(getattr(error, "code", "job_failed")),
-            message=str(error),
+            message=public(str(error)),
             param=data.get("param"),
         )
     return JobError(

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import itertools
+import json
 import secrets
 import threading
 import time
@@ -87,27 +88,25 @@ class Jobs:
         if isinstance(recipe, Recipe):
             whole = resolve(recipe, self._catalog, self._datasets)
             spec, makes = whole.model_dump(mode="json"), recipe.name
-            unique = makes
         elif isinstance(recipe, SweepRecipe):
             sweep = resolve_sweep(recipe, self._catalog, self._datasets)
             spec, makes = sweep.model_dump(mode="json"), f"sweep {recipe.name}"
-            unique = f"{self._tenant}/{makes}"
         else:
             resolved = self._resolved(recipe)
             spec = resolved.model_dump(mode="json")
             makes = adapters.makes(recipe)
-            unique = f"{self._tenant}/{makes}"
         options: EnqueueOptions = {
             "workflow_name": kind.workflow,
             "queue_name": contract.QUEUE,
             "workflow_id": id,
-            "deduplication_id": unique,
+            "deduplication_id": f"{self._tenant}/{makes}",
             "attributes": {"created_ns": time.time_ns(), "tenant": self._tenant},
         }
         try:
             with self._creating:  # so that no other job comes between the count and this one
                 self._check_quota()
                 self._client.enqueue(options, spec | {"tenant": self._tenant})
+            self._catalog.note("job.create", id)
         except error.DBOSQueueDeduplicatedError:
             if self._find(id) is None:
                 raise Conflict(
@@ -123,6 +122,11 @@ class Jobs:
             name=names, status=list(contract.ACTIVE), load_input=False, load_output=False
         )
         return sum(_owner(work) == self._tenant for work in known)
+
+    def in_use(self) -> str:
+        """All that unfinished jobs of every tenant were given, as text: digests, paths, ids."""
+        known = self._client.list_workflows(status=list(contract.ACTIVE), load_output=False)
+        return json.dumps([(work.workflow_id, work.input) for work in known], default=str)
 
     def _check_quota(self) -> None:
         quota = self._catalog.quota()
@@ -190,6 +194,7 @@ class Jobs:
         work = self._one(id)
         if work.status != "CANCELLED":
             raise Conflict(f"job {id} can no longer be cancelled", param="id")
+        self._catalog.note("job.cancel", id)
         return self._object(work)
 
     def report(self, id: str, format: str) -> Path:

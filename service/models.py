@@ -65,11 +65,19 @@ class Model:
         return self.adapter.model if self.adapter else self.base.name
 
     @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        named = self.composed.named if self.composed else None
+        return (named or self.adapter or self.base).tenant
+
+    @property
     def public_id(self) -> str:
         """The same without any name that is not shared: what metrics call it among tenants."""
         if not self.base.shared:
             return "*"
-        private = self.composed or (self.adapter and not self.adapter.shared)
+        named = self.composed.named if self.composed else None
+        shared = [content.shared for content in (named, self.adapter) if content]
+        private = not all(shared) or (self.composed and not named)
         return f"{self.base.name}+*" if private else self.id
 
     @property
@@ -77,8 +85,8 @@ class Model:
         """What the engine calls it: a new name for each content."""
         if self.composed:
             form = ".merged" if self.composed.merged else ""
-            return f"{self.base.name}+*@{self.composed.digest}{form}"
-        return self.adapter.engine_name if self.adapter else self.base.name
+            return f"{self.base.id}+*@{self.composed.digest}{form}"
+        return self.adapter.engine_name if self.adapter else self.base.id
 
     @property
     def merged(self) -> "Model":
@@ -92,13 +100,11 @@ def served(catalog: Catalog) -> tuple[Model, ...]:
     adapters, named = catalog.adapters(), catalog.compositions()
     found: list[Model] = []
     for base in catalog.bases(serve=True):
-        own = {a.name: a for a in adapters if a.base == base.name}
-        found += [Model(base), *(Model(base, adapter) for adapter in own.values())]
-        found += [
-            Model(base, composed=_composed(c.composition, own, c))
-            for c in named
-            if c.composition.base == base.name
-        ]
+        here = [Model(base, adapter) for adapter in adapters if adapter.base == base.id]
+        here += [_named(catalog, base, c) for c in named if c.base == base.id]
+        own = {model.id for model in here if model.tenant == catalog.tenant}
+        found += [Model(base)]
+        found += [m for m in here if m.tenant == catalog.tenant or m.id not in own]
     return tuple(found)
 
 
@@ -160,16 +166,14 @@ def _plain(catalog: Catalog, match: re.Match[str]) -> Model:
     if match["name"] is None:
         return Model(base)
     if match["digest"] is None and (named := catalog.find_composition(base.name, match["name"])):
-        return _compose(catalog, named.composition, named)
+        return _named(catalog, base, named)
     adapter = catalog.adapter(base.name, match["name"])
     if match["digest"] not in (None, adapter.digest[:12]):
         raise NotFound
     return Model(base, adapter)
 
 
-def _compose(
-    catalog: Catalog, composition: Composition, named: NamedComposition | None = None
-) -> Model:
+def _compose(catalog: Catalog, composition: Composition) -> Model:
     try:
         base = _served_base(catalog, composition.base)
     except NotFound:
@@ -179,7 +183,14 @@ def _compose(
         if part.adapter not in own:
             raise _unknown(catalog, f"{base.name}+{part.adapter}")
     composition = replace(composition, base=base.name)  # it may have been spelled with an alias
-    return Model(base, composed=_composed(composition, own, named))
+    return Model(base, composed=_composed(composition, own, None))
+
+
+def _named(catalog: Catalog, base: Base, named: NamedComposition) -> Model:
+    """A named composition of what its tenant sees, whoever asks for it."""
+    theirs = catalog.of(named.tenant).adapters()
+    own = {adapter.name: adapter for adapter in theirs if adapter.base == base.id}
+    return Model(base, composed=_composed(named.composition, own, named))
 
 
 def _composed(
@@ -193,7 +204,7 @@ def _served_base(catalog: Catalog, name: str) -> Base:
     try:
         base = catalog.base(name)
     except NotFound:
-        base = catalog.base(catalog.alias(name).base)
+        base = catalog.base_by_id(catalog.alias(name).base)
     if not base.serve:
         raise NotFound
     return base

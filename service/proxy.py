@@ -29,7 +29,9 @@ from service.engines import Engine, Engines
 from service.errors import EngineUnavailable, NotFound
 from service.metrics import Metrics
 from service.models import Model, resolve
+from service.privacy import public_refusal
 from service.tenants import Principal, mark
+from service.verification import Loading
 
 _RETRY_AFTER = 2  # seconds; what an engine needs at least before anybody can tell more
 _PASSED_ON = ("content-type", "retry-after")
@@ -43,7 +45,8 @@ _log = structlog.get_logger("proxy")
 class Proxy:
     """Forwards the requests of the OpenAI API that generate."""
 
-    def __init__(self, engines: Engines, composer: Composer, metrics: Metrics):
+    def __init__(self, engines: Engines, composer: Composer, loading: Loading, metrics: Metrics):
+        self._loading = loading
         self._engines = engines
         self._composer = composer
         self._metrics = metrics
@@ -67,7 +70,8 @@ class Proxy:
             )
             headers = {k: v for k in _PASSED_ON if (v := upstream.headers.get(k)) is not None}
             if upstream.is_closed:
-                return Response(upstream.content, upstream.status_code, headers)
+                content = public_refusal(upstream.status_code, upstream.content)
+                return Response(content, upstream.status_code, headers)
 
             def first_event() -> None:
                 self._metrics.observe_first_token(label, time.perf_counter() - started)
@@ -78,12 +82,14 @@ class Proxy:
     async def _prepare(self, model: Model, held: AsyncExitStack) -> tuple[Engine, str]:
         """The engine, and the model's name in it, where it stays until `held` is closed."""
         try:
-            engine = self._engines.get(model.base.name)
+            engine = self._engines.get(model.base.id)
         except NotFound as error:  # a base so new that its engine has not been started
             raise EngineUnavailable(retry_after=_RETRY_AFTER) from error
         if model.composed is not None:
             return engine, await held.enter_async_context(self._composer.hold(engine, model))
         if model.adapter is not None:
+            if not engine.holds(model.engine_name):
+                await anyio.to_thread.run_sync(self._loading.check, model.adapter)
             await engine.ensure_adapter(model.engine_name, model.adapter.path)
         return engine, model.engine_name
 
@@ -115,6 +121,7 @@ async def _send(engine: Engine, request: Request, body: dict[str, Any]) -> httpx
             await response.aread()
         if response.is_server_error:  # is it the answer of an engine that is dying?
             (await client.get("/health", timeout=_HEALTH_TIMEOUT)).raise_for_status()
+            _log.warning("engine failed", engine=engine.name, error=response.text)
         return response
     except httpx.HTTPError as error:
         _log.warning("engine failed", engine=engine.name, error=repr(error))

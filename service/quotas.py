@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-_Most = Annotated[int | None, Field(ge=0)]
+_Most = Annotated[int | None, Field(ge=0, lt=1 << 60)]
 
 
 class Quota(BaseModel):

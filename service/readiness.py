@@ -16,12 +16,12 @@ def waiting(catalog: Catalog, engines: Engines) -> dict[str, str]:
     states = engines.states()
     return {
         f"engine {base.name if base.shared else mark(base.tenant, base.name)}": states[
-            base.name
+            base.id
         ].state
-        if base.name in states
+        if base.id in states
         else "absent"
         for base in served
-        if not is_ready(engines, base.name)
+        if not is_ready(engines, base.id)
     }
 
 

@@ -31,7 +31,7 @@ def resolve(recipe: Recipe, catalog: Catalog, datasets: Datasets) -> PruneSpec:
     Conflict when the name of the slim base to be is taken.
     """
     spec = _resolved(recipe, catalog, datasets)
-    if any(taken.name == recipe.name for taken in catalog.every_base()):
+    if any(taken.name == recipe.name for taken in catalog.bases()):
         raise Conflict(
             f"base {recipe.name!r} exists already; delete it or choose another name", param="name"
         )
@@ -91,7 +91,7 @@ def resolve_adapters(recipe: SourcedRecipe, catalog: Catalog, datasets: Datasets
     check_free(catalog, base.name, results(recipe))
     inputs = recipe.sources if isinstance(recipe, MergeRecipe) else (Input(adapter=recipe.source),)
     homes = {one.label: _home(one, base, catalog) for one in inputs}
-    meets = any(home.name != base.name for home in homes.values())
+    meets = any(home.id != base.id for home in homes.values())
 
     def source(one: Input) -> SourceSpec:
         home = homes[one.label]
@@ -101,7 +101,7 @@ def resolve_adapters(recipe: SourcedRecipe, catalog: Catalog, datasets: Datasets
 
     sources = {one.label: source(one) for one in inputs}
     cut = _cut(base) if meets else None
-    parent = catalog.base(_root(base)).path.absolute() if meets else None
+    parent = catalog.base_by_id(_root(base)).path.absolute() if meets else None
     return AdapterSpec(
         recipe=recipe,
         base=base.path.absolute(),
@@ -172,7 +172,7 @@ def _home(one: Input, base: Base, catalog: Catalog) -> Base:
 
 
 def _root(base: Base) -> str:
-    return base.parent or base.name
+    return base.parent or base.id
 
 
 def _cut(base: Base) -> Cut | None:

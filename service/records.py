@@ -10,11 +10,31 @@ from pruning.geometry import Geometry
 from service.composition import Composition
 from service.tenants import LOCAL, mark
 
+_OWN = "~"  # no name contains it
+
+
+def base_id(name: str, tenant: str, shared: bool) -> str:
+    """What is unique on the whole server, for engines and for references; it never changes.
+
+    Those that are shared from the beginning, and those of a server without tenants, have their
+    name; a tenant's own tells nobody whose it is.
+    """
+    return name if shared or tenant == LOCAL else f"{name}{_OWN}{mark(tenant, name)[:16]}"
+
+
+def base_name(id: str) -> str:
+    """The name that is in the id of a base."""
+    return id.partition(_OWN)[0]
+
 
 @dataclass(frozen=True)
 class Base:
-    """A servable directory under a name; `parent` and `artifact` tell a slim base's origin."""
+    """A servable directory under a name; `parent` and `artifact` tell a slim base's origin.
 
+    `id` is what engines know it by, and `parent` the id of another.
+    """
+
+    id: str
     name: str
     path: Path
     digest: str
@@ -34,7 +54,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter of one base; its content never changes under its digest."""
+    """A LoRA adapter of the base with the id `base`; no content changes under its digest."""
 
     base: str
     name: str
@@ -47,9 +67,13 @@ class Adapter:
     bytes: int = 0
 
     @property
+    def base_name(self) -> str:
+        return base_name(self.base)
+
+    @property
     def model(self) -> str:
         """What requests put in their `model` field."""
-        return f"{self.base}+{self.name}"
+        return f"{self.base_name}+{self.name}"
 
     @property
     def engine_name(self) -> str:
@@ -76,7 +100,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Generator:
-    """What makes adapters of one base; `digest` is that of its artifact, whose path it has."""
+    """What makes adapters of the base with the id `base`; an artifact, by its digest and path."""
 
     base: str
     name: str
@@ -87,18 +111,28 @@ class Generator:
     bytes: int = 0
 
     @property
+    def base_name(self) -> str:
+        return base_name(self.base)
+
+    @property
     def id(self) -> str:
-        return f"{self.base}+{self.name}"
+        return f"{self.base_name}+{self.name}"
 
 
 @dataclass(frozen=True)
 class NamedComposition:
-    """A composition under a name of its own; `pinned` ones stay loaded."""
+    """A composition under a name of its own, on the base with the id `base`.
 
+    `pinned` ones stay loaded; the adapters of a shared one are as its tenant sees them.
+    """
+
+    base: str
     name: str
     composition: Composition
     pinned: bool
     created: int
+    tenant: str = LOCAL
+    shared: bool = False
 
     @property
     def model(self) -> str:
@@ -108,7 +142,10 @@ class NamedComposition:
 
 @dataclass(frozen=True)
 class Alias:
-    """A name for a base that may move; `before` are the bases that it named, oldest first."""
+    """A name for a base that may move; `before` are the bases that it named, oldest first.
+
+    Both are ids.
+    """
 
     name: str
     base: str

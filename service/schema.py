@@ -17,11 +17,12 @@ metadata = MetaData()
 bases = Table(
     "bases",
     metadata,
-    Column("name", String(63), primary_key=True),
+    Column("id", String(80), primary_key=True),  # see service.records.base_id
+    Column("name", String(63), nullable=False, index=True),
     Column("path", String, nullable=False),
     Column("digest", String(64), nullable=False),
     Column("config", JSON, nullable=False),
-    Column("parent", String(63), nullable=True, index=True),
+    Column("parent", String(80), nullable=True, index=True),
     Column("artifact", String(64), nullable=True),
     Column("serve", Boolean, nullable=False),
     Column("tenant", String(63), nullable=False, index=True),
@@ -34,7 +35,7 @@ adapters = Table(
     "adapters",
     metadata,
     Column("tenant", String(63), primary_key=True),
-    Column("base", ForeignKey("bases.name"), primary_key=True),
+    Column("base", ForeignKey("bases.id"), primary_key=True),
     Column("name", String(63), primary_key=True),
     Column("shared", Boolean, nullable=False),
     Column("digest", String(64), nullable=False, index=True),
@@ -48,7 +49,7 @@ generators = Table(
     "generators",
     metadata,
     Column("tenant", String(63), primary_key=True),
-    Column("base", ForeignKey("bases.name"), primary_key=True),
+    Column("base", ForeignKey("bases.id"), primary_key=True),
     Column("name", String(63), primary_key=True),
     Column("digest", String(64), nullable=False),
     Column("path", String, nullable=False),
@@ -60,11 +61,12 @@ compositions = Table(
     "compositions",
     metadata,
     Column("tenant", String(63), primary_key=True),
-    Column("base", ForeignKey("bases.name"), primary_key=True),
+    Column("base", ForeignKey("bases.id"), primary_key=True),
     Column("name", String(63), primary_key=True),
     Column("parts", JSON, nullable=False),  # by adapter, its weight
     Column("strategy", JSON, nullable=False),
     Column("pinned", Boolean, nullable=False),
+    Column("shared", Boolean, nullable=False),
     Column("created", BigInteger, nullable=False),
 )
 
@@ -74,7 +76,7 @@ aliases = Table(  # each row a promotion; the last one is in force
     Column("tenant", String(63), primary_key=True),
     Column("name", String(63), primary_key=True),
     Column("number", Integer, primary_key=True, autoincrement=False),
-    Column("base", String(63), nullable=False, index=True),  # as the tenant names it
+    Column("base", ForeignKey("bases.id"), nullable=False, index=True),
     Column("created", BigInteger, nullable=False),
 )
 
@@ -120,4 +122,17 @@ quotas = Table(
     metadata,
     Column("tenant", String(63), primary_key=True),
     Column("quota", JSON, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("created", BigInteger, nullable=False),
+    Column("tenant", String(63), nullable=False, index=True),
+    Column("action", String(63), nullable=False),
+    Column("object", String(255), nullable=False),
+    Column("by", String(63), nullable=False),
+    Column("key", String(12), nullable=True),
+    Column("request_id", String(128), nullable=True),
 )

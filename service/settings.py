@@ -115,6 +115,11 @@ class Settings(BaseSettings):
         return self.home / "jobs"
 
     @property
+    def quarantine(self) -> Path:
+        """Content that was found damaged, each with the reason."""
+        return self.home / "quarantine"
+
+    @property
     def run(self) -> Path:
         """Sockets and logs of engines."""
         return self.home / "run"

@@ -65,8 +65,13 @@ def read_adapter(
         modules=tuple(sorted(modules)),
         dtype="+".join(sorted({tensor.dtype for tensor in tensors.values()})),
         bytes=sum(tensor.bytes for tensor in tensors.values()),
-        digest=tree_digest(directory, [name for name in FILES if (directory / name).is_file()]),
+        digest=adapter_digest(directory),
     )
+
+
+def adapter_digest(directory: Path) -> str:
+    """The digest of what an adapter's directory holds, unchecked."""
+    return tree_digest(directory, [name for name in FILES if (directory / name).is_file()])
 
 
 def check_files(directory: Path, field: str) -> None:

@@ -1,9 +1,8 @@
 """Adapters by base and name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -11,7 +10,7 @@ from service import content, schema
 from service.catalog.quotas import Quotas
 from service.catalog.tables import check_free, equal, fetch, insert, now, row_of
 from service.errors import Conflict, NotFound
-from service.records import Adapter
+from service.records import Adapter, base_name
 
 
 class Adapters(Quotas):
@@ -23,11 +22,8 @@ class Adapters(Quotas):
         A shared one that has the name of one's own is not seen.
         """
         table = schema.adapters
-        query = sa.select(table).where(self._seen(table)).order_by(table.c.base, table.c.name)
-        if base is not None:
-            query = query.where(table.c.base == base)
         seen: dict[tuple[str, str], Adapter] = {}
-        for adapter in map(_adapter, self._all(query)):
+        for adapter in map(_adapter, self._on(table, base, self._seen(table))):
             key = adapter.base, adapter.name
             if key not in seen or adapter.tenant == self._tenant:
                 seen[key] = adapter
@@ -45,17 +41,18 @@ class Adapters(Quotas):
         Conflict when another is shared under the name, or when others compose with it.
         """
         with self._write() as connection:
-            key = self._key(base, name)
-            fetch(connection, schema.adapters, f"adapter {base}+{name}", **key)
-            rows = connection.execute(_named(schema.adapters, base, name)).mappings()
-            if shared and any(row["shared"] and row["tenant"] != self._tenant for row in rows):
-                raise Conflict(f"another adapter is shared as {base}+{name}; choose another name")
-            if not shared:
-                composed = sa.select(schema.compositions).where(schema.compositions.c.base == base)
-                others = composed.where(schema.compositions.c.tenant != self._tenant)
-                _check_unused(connection, name, others, self._tenant)
+            what = f"adapter {base}+{name}"
+            key = self._of(connection, what, base, name)
+            fetch(connection, schema.adapters, what, **key)
+            if shared:
+                check_shared(connection, f"{base}+{name}", key)
+            else:
+                _check_unused(connection, key, _reaching_others(self._tenant))
             update = sa.update(schema.adapters).where(equal(schema.adapters, key))
             connection.execute(update.values(shared=shared))
+            self._note(
+                connection, "adapter.publish" if shared else "adapter.hide", f"{base}+{name}"
+            )
         return self.adapter(base, name)
 
     def add_adapter(
@@ -72,15 +69,16 @@ class Adapters(Quotas):
         `place` runs inside the transaction: no other writer can remove what it finds in place.
         QuotaExceeded above what the tenant may store.
         """
-        adapter = Adapter(base, name, digest, path, rank, now(), self._tenant)
         with self._write() as connection:
-            self._check_base(connection, base)
-            check_free(connection, schema.compositions, **self._key(base, name))
+            home = self._home(connection, base)
+            adapter = Adapter(home, name, digest, path, rank, now(), self._tenant)
+            check_free(connection, schema.compositions, adapter.model, **self._key(home, name))
             place()
             adapter = replace(adapter, bytes=content.size(path))
             row = row_of(adapter, schema.adapters)
             insert(connection, schema.adapters, row, f"adapter {adapter.model}")
             self._check_room(connection)
+            self._note(connection, "adapter.add", adapter.model)
         return adapter
 
     def replace_adapter(
@@ -88,41 +86,58 @@ class Adapters(Quotas):
     ) -> Adapter:
         """Give an adapter other content; what it was before."""
         with self._write() as connection:
-            key = self._key(base, name)
-            before = _adapter(fetch(connection, schema.adapters, f"adapter {base}+{name}", **key))
+            what = f"adapter {base}+{name}"
+            key = self._of(connection, what, base, name)
+            before = _adapter(fetch(connection, schema.adapters, what, **key))
             place()
             values = {"path": str(path), "digest": digest, "rank": rank, "created": now()}
             update = sa.update(schema.adapters).where(equal(schema.adapters, key))
             connection.execute(update.values(**values, bytes=content.size(path)))
             self._check_room(connection)
+            self._note(connection, "adapter.replace", before.model)
         return before
 
     def delete_adapter(self, base: str, name: str) -> Adapter:
         """Forget an adapter; Conflict while named compositions use it."""
         with self._write() as connection:
-            key = self._key(base, name)
-            adapter = _adapter(fetch(connection, schema.adapters, f"adapter {base}+{name}", **key))
-            query = sa.select(schema.compositions).where(schema.compositions.c.base == base)
-            if not adapter.shared:
-                query = query.where(schema.compositions.c.tenant == self._tenant)
-            _check_unused(connection, name, query, self._tenant)
+            what = f"adapter {base}+{name}"
+            key = self._of(connection, what, base, name)
+            adapter = _adapter(fetch(connection, schema.adapters, what, **key))
+            own = schema.compositions.c.tenant == self._tenant
+            _check_unused(connection, key, sa.true() if adapter.shared else own)
             connection.execute(sa.delete(schema.adapters).where(equal(schema.adapters, key)))
+            self._note(connection, "adapter.delete", adapter.model)
         return adapter
 
 
-def _named(table: sa.Table, base: str, name: str) -> sa.Select[Any]:
-    return sa.select(table).where(equal(table, {"base": base, "name": name}))
+def check_shared(connection: sa.Connection, model: str, key: Mapping[str, str]) -> None:
+    """Conflict when an adapter or a composition of another is shared under this name."""
+    for table in (schema.adapters, schema.compositions):
+        query = sa.select(table.c.tenant).where(
+            table.c.base == key["base"], table.c.name == key["name"], table.c.shared
+        )
+        if set(connection.scalars(query)) - {key["tenant"]}:
+            raise Conflict(f"another model is public as {model}; choose another name")
+
+
+def _reaching_others(tenant: str) -> sa.ColumnElement[bool]:
+    """Compositions that use an adapter of `tenant` for somebody else."""
+    table = schema.compositions
+    return sa.or_(table.c.tenant != tenant, table.c.shared)
 
 
 def _check_unused(
-    connection: sa.Connection, name: str, compositions: sa.Select[Any], tenant: str
+    connection: sa.Connection, key: Mapping[str, str], which: sa.ColumnElement[bool]
 ) -> None:
-    """Conflict while any of these compositions has the adapter; names those of `tenant` alone."""
-    rows = [row for row in connection.execute(compositions).mappings() if name in row["parts"]]
-    own = sorted(f"{row['base']}+{row['name']}" for row in rows if row["tenant"] == tenant)
+    """Conflict while any such composition has the adapter; names those of its tenant alone."""
+    table = schema.compositions
+    query = sa.select(table).where(table.c.base == key["base"], which)
+    rows = [row for row in connection.execute(query).mappings() if key["name"] in row["parts"]]
+    base = base_name(key["base"])
+    own = sorted(f"{base}+{row['name']}" for row in rows if row["tenant"] == key["tenant"])
     if rows:
         users = f"delete first: {', '.join(own)}" if own else "other tenants compose with it"
-        raise Conflict(f"adapter {rows[0]['base']}+{name} is in use; {users}")
+        raise Conflict(f"adapter {base}+{key['name']} is in use; {users}")
 
 
 def _adapter(row: sa.RowMapping) -> Adapter:

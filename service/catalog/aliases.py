@@ -3,12 +3,13 @@
 import sqlalchemy as sa
 
 from service import schema
-from service.catalog.tables import Tables, equal, find, insert, now
+from service.catalog.audit import Audit
+from service.catalog.tables import equal, insert, now
 from service.errors import Conflict, NotFound
 from service.records import Alias
 
 
-class Aliases(Tables):
+class Aliases(Audit):
     """Each tenant's own; an alias keeps the bases that it named before, the last in force."""
 
     def aliases(self) -> tuple[Alias, ...]:
@@ -29,14 +30,15 @@ class Aliases(Tables):
     def promote(self, name: str, base: str) -> Alias:
         """Let an alias, new or not, name this base; Conflict when a base has its name."""
         with self._write() as connection:
-            self._check_base(connection, base)
-            if find(connection, schema.bases, name=name):
+            home = self._home(connection, base)
+            if self._is_base(connection, name):
                 raise Conflict(f"base {name!r} exists; choose another alias", param="id")
             known = self._history(connection, name)
-            if not known or known[-1].base != base:
+            if not known or known[-1].base != home:
                 number = known[-1].number + 1 if known else 1
-                row = {**self._own_name(name), "number": number, "base": base, "created": now()}
+                row = {**self._own_name(name), "number": number, "base": home, "created": now()}
                 insert(connection, schema.aliases, row, f"alias {name!r}")
+                self._note(connection, "alias.promote", f"{name} to {base}")
         return self.alias(name)
 
     def roll_back(self, name: str) -> Alias:
@@ -50,6 +52,7 @@ class Aliases(Tables):
             last = schema.aliases.c.number == known[-1].number
             own = equal(schema.aliases, self._own_name(name))
             connection.execute(sa.delete(schema.aliases).where(own, last))
+            self._note(connection, "alias.roll_back", name)
         return self.alias(name)
 
     def delete_alias(self, name: str) -> Alias:
@@ -58,7 +61,13 @@ class Aliases(Tables):
         with self._write() as connection:
             own = equal(schema.aliases, self._own_name(name))
             connection.execute(sa.delete(schema.aliases).where(own))
+            self._note(connection, "alias.delete", name)
         return alias
+
+    def _is_base(self, connection: sa.Connection, name: str) -> bool:
+        table = schema.bases
+        query = sa.select(table.c.id).where(table.c.name == name, self._seen(table))
+        return connection.execute(query).first() is not None
 
     def _own_name(self, name: str) -> dict[str, str]:
         return {"tenant": self._tenant, "name": name}

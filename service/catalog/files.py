@@ -24,7 +24,10 @@ class Files(Quotas):
         return tuple(_file(row) for row in self._all(query))
 
     def file(self, id: str) -> File:
-        return _file(self._one(schema.files, f"file {id!r}", tenant=self._tenant, id=id))
+        with self._engine.connect() as connection:
+            return _file(
+                fetch(connection, schema.files, f"file {id!r}", tenant=self._tenant, id=id)
+            )
 
     def add_file(
         self,
@@ -47,6 +50,7 @@ class Files(Quotas):
                 return _file(row)
             insert(connection, schema.files, row_of(file, schema.files), f"file {file.id}")
             self._check_room(connection)
+            self._note(connection, "file.add", file.id)
             place()
         return file
 
@@ -60,16 +64,53 @@ class Files(Quotas):
                     equal(schema.files, {"tenant": self._tenant, "id": id})
                 )
             )
+            self._note(connection, "file.delete", id)
         return file
 
-    def release(self, path: Path, remove: Callable[[Path], None]) -> None:
-        """Remove content from disk unless a row still refers to it."""
+    def release(self, path: Path, remove: Callable[[Path], None]) -> bool:
+        """Remove content from disk unless a row of any tenant still refers to it; whether it did.
+
+        `path` is FOLDER/NAME, and a row refers to it that has those parts anywhere in its path:
+        however the folder was spelled, or where it lay, when the row was made.
+        """
         with self._write() as connection:
-            for table in (schema.adapters, schema.files):
-                query = sa.select(table.c.path).where(table.c.path == str(path)).limit(1)
-                if connection.execute(query).first():
-                    return
+            if _is_referred_to(connection, path):
+                return False
             remove(path)
+        return True
+
+    def contents(self) -> tuple[tuple[str, Path, str], ...]:
+        """Everything on disk that rows of any tenant refer to: their table, path and digest."""
+        with self._engine.connect() as connection:
+            return tuple(
+                (table.name, Path(row["path"]), str(row.get("digest", "")))
+                for table in _WITH_PATHS
+                for row in connection.execute(sa.select(table)).mappings()
+            )
+
+    def refers_to(self, path: Path) -> bool:
+        """Whether any row refers to this content, as above."""
+        with self._engine.connect() as connection:
+            return _is_referred_to(connection, path)
+
+
+_WITH_PATHS = (
+    schema.adapters,
+    schema.files,
+    schema.generators,
+    schema.profiles,
+    schema.bases,
+)
+
+
+def _is_referred_to(connection: sa.Connection, path: Path) -> bool:
+    parts = f"/{path.parent.name}/{path.name}"
+    return any(
+        connection.execute(
+            sa.select(table.c.path).where(table.c.path.contains(parts, autoescape=True)).limit(1)
+        ).first()
+        for table in _WITH_PATHS
+    )
 
 
 def _file(row: sa.RowMapping) -> File:

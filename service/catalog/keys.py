@@ -5,13 +5,14 @@ from dataclasses import replace
 import sqlalchemy as sa
 
 from service import keys, schema
-from service.catalog.tables import Tables, fetch, find, insert, now
+from service.catalog.audit import Audit
+from service.catalog.tables import fetch, find, insert, now
 from service.errors import Conflict
 from service.keys import Key
 from service.tenants import Scope
 
 
-class Keys(Tables):
+class Keys(Audit):
     """Keys stay when they are revoked, so that a gateway that had one never opens again."""
 
     def keys(self, tenant: str | None = None) -> tuple[Key, ...]:
@@ -38,6 +39,7 @@ class Keys(Tables):
         key = Key(id, tenant, name, keys.digest_of(text), scopes, now(), expires)
         with self._write() as connection:
             insert(connection, schema.keys, _row(key), f"key {id}")
+            self.of(tenant)._note(connection, "key.create", key.prefix)
         return key, text
 
     def rotate_key(self, id: str, grace: int = 0) -> tuple[Key, str]:
@@ -54,6 +56,7 @@ class Keys(Tables):
             key = replace(old, id=new_id, digest=digest, created=now(), used=None)
             insert(connection, schema.keys, _row(key), f"key {new_id}")
             _set(connection, id, revoked=now() + grace)
+            self.of(old.tenant)._note(connection, "key.rotate", f"{old.prefix} to {key.prefix}")
         return key, text
 
     def revoke_key(self, id: str) -> Key:
@@ -62,6 +65,7 @@ class Keys(Tables):
             key = _key(fetch(connection, schema.keys, f"key {id!r}", id=id))
             revoked = min(now(), key.revoked or now())
             _set(connection, id, revoked=revoked)
+            self.of(key.tenant)._note(connection, "key.revoke", key.prefix)
         return replace(key, revoked=revoked)
 
     def use_key(self, id: str) -> None:

@@ -13,7 +13,7 @@ class Profiles(Tables):
     def profile(self, adapter: Adapter) -> Profile | None:
         """That of an adapter on its base, or None where no job has made one."""
         with self._engine.connect() as connection:
-            base = fetch(connection, schema.bases, f"base {adapter.base!r}", name=adapter.base)
+            base = fetch(connection, schema.bases, f"base {adapter.base_name!r}", id=adapter.base)
             key = {"adapter": adapter.digest, "base": base["digest"]}
             row = find(connection, schema.profiles, **key)
         return Profile(**{**row, "path": Path(row["path"])}) if row else None

@@ -16,7 +16,8 @@ from pruning.sweeps.recipe import SweepSpec
 from service import content, schema
 from service.catalog.bases import Bases, new_base
 from service.catalog.tables import equal, find, insert, now, row_of
-from service.records import Adapter, Base, Generator, Profile
+from service.errors import NotFound
+from service.records import Adapter, Base, Generator, Profile, base_id
 
 
 class Publication(Bases):
@@ -44,29 +45,46 @@ class Publication(Bases):
     def publish_artifact(self, spec: PruneSpec, artifact_dir: Path, digest: str) -> None:
         """Register a slim base and the adapters that were carried; InvalidInput as above."""
         name, model = spec.recipe.name, artifact_dir / "model"
-        made = new_base(name, model, tree_digest(model), spec.recipe.base, digest, serve=True)
-        size = content.size(model)
-        base = replace(made, tenant=self._tenant, shared=False, bytes=size)
+        made = new_base(name, model, tree_digest(model), artifact=digest, serve=True)
+        base = replace(
+            made,
+            id=base_id(name, self._tenant, shared=False),
+            parent=self._parent(spec.recipe.base),
+            tenant=self._tenant,
+            shared=False,
+            bytes=content.size(model),
+        )
         adapters = [
             _carried(base, directory) for directory in sorted((artifact_dir / "adapters").glob("*"))
         ]
         with self._write() as connection:
-            if (row := find(connection, schema.bases, name=name)) is None:
+            row = find(connection, schema.bases, tenant=self._tenant, name=name)
+            if row is None:
                 insert(connection, schema.bases, row_of(base, schema.bases), f"base {name!r}")
-            elif (row["artifact"], row["tenant"]) != (digest, self._tenant):
+                self._note(connection, "base.make", name)
+            elif row["artifact"] != digest:
                 raise _taken(f"base {name!r}")
             for adapter in adapters:
-                if find(connection, schema.adapters, **self._key(name, adapter.name)) is None:
-                    _enter(connection, adapter)
+                key = self._key(row["id"] if row else base.id, adapter.name)
+                if find(connection, schema.adapters, **key) is None:
+                    self._enter(connection, replace(adapter, base=key["base"]))
+
+    def _parent(self, name: str) -> str | None:
+        """The id of the base that was cut, if it is still there."""
+        try:
+            return self.base(name).id
+        except NotFound:
+            return None
 
     def _publish_generator(self, spec: TrainGeneratorSpec, artifact_dir: Path, digest: str) -> None:
-        base, name = spec.recipe.base, spec.recipe.name
+        home, name = self.base(spec.recipe.base).id, spec.recipe.name
         path, size = artifact_dir.absolute(), content.size(artifact_dir)
-        made = Generator(base, name, digest, path, now(), self._tenant, size)
+        made = Generator(home, name, digest, path, now(), self._tenant, size)
         with self._write() as connection:
-            row = find(connection, schema.generators, **self._key(base, name))
+            row = find(connection, schema.generators, **self._key(home, name))
             if row is None:
                 insert(connection, schema.generators, row_of(made, schema.generators), made.id)
+                self._note(connection, "generator.make", made.id)
             elif row["digest"] != digest:
                 raise _taken(f"generator {made.id}")
 
@@ -78,13 +96,13 @@ class Publication(Bases):
         ]
         with self._write() as connection:
             for adapter in made:
-                key = self._key(base.name, adapter.name)
+                key = self._key(base.id, adapter.name)
                 row = find(connection, schema.adapters, **key)
                 other = row is not None and row["digest"] != adapter.digest
                 if other or find(connection, schema.compositions, **key):
                     raise _taken(adapter.model)
                 if row is None:
-                    _enter(connection, adapter)
+                    self._enter(connection, adapter)
 
     def _publish_profile(self, spec: AdapterSpec, artifact_dir: Path) -> None:
         """Register the profile of the content that the job read; a later one replaces it."""
@@ -99,10 +117,11 @@ class Publication(Bases):
         with self._write() as connection:
             connection.execute(sa.delete(schema.profiles).where(equal(schema.profiles, key)))
             insert(connection, schema.profiles, row_of(profile, schema.profiles), "the profile")
+            self._note(connection, "profile.make", digest)
 
-
-def _enter(connection: sa.Connection, adapter: Adapter) -> None:
-    insert(connection, schema.adapters, row_of(adapter, schema.adapters), adapter.model)
+    def _enter(self, connection: sa.Connection, adapter: Adapter) -> None:
+        insert(connection, schema.adapters, row_of(adapter, schema.adapters), adapter.model)
+        self._note(connection, "adapter.make", adapter.model)
 
 
 def _taken(what: str) -> InvalidInput:
@@ -113,5 +132,5 @@ def _taken(what: str) -> InvalidInput:
 def _carried(base: Base, directory: Path) -> Adapter:
     info = read_adapter(directory, base.geometry, field=f"adapters.{directory.name}")
     name, path = directory.name, directory.absolute()
-    adapter = Adapter(base.name, name, info.digest, path, info.rank, now(), base.tenant)
+    adapter = Adapter(base.id, name, info.digest, path, info.rank, now(), base.tenant)
     return replace(adapter, bytes=content.size(path))

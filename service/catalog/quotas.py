@@ -5,14 +5,15 @@ from collections.abc import Collection
 import sqlalchemy as sa
 
 from service import schema
-from service.catalog.tables import Tables, find
+from service.catalog.audit import Audit
+from service.catalog.tables import find
 from service.errors import QuotaExceeded
 from service.quotas import UNLIMITED, Quota
 
 _STORED = (schema.files, schema.adapters, schema.generators, schema.bases)
 
 
-class Quotas(Tables):
+class Quotas(Audit):
     """Each view is held to the quota of its tenant."""
 
     _common = UNLIMITED  # of all tenants that have none of their own
@@ -33,6 +34,7 @@ class Quotas(Tables):
             table = schema.quotas
             connection.execute(sa.delete(table).where(table.c.tenant == self._tenant))
             connection.execute(sa.insert(table).values(values))
+            self._note(connection, "quota.set", quota.model_dump_json(exclude_unset=True))
 
     def stored_bytes(self) -> int:
         """Bytes of everything that is the tenant's."""

@@ -22,6 +22,11 @@ class Tables:
         self._engine = engine
         self._tenant = tenant
 
+    @property
+    def tenant(self) -> str:
+        """Who looks."""
+        return self._tenant
+
     def of(self, tenant: str) -> Self:
         """The same tables, as another tenant sees them."""
         view = copy.copy(self)
@@ -32,32 +37,54 @@ class Tables:
         """The condition that a row is the tenant's own, or shared."""
         return sa.or_(table.c.tenant == self._tenant, table.c.shared)
 
-    def _key(self, base: str, name: str) -> dict[str, str]:
-        """The key of an own adapter or composition."""
-        return {"tenant": self._tenant, "base": base, "name": name}
+    def _key(self, home: str, name: str) -> dict[str, str]:
+        """The key of an own adapter, generator or composition of the base with the id `home`."""
+        return {"tenant": self._tenant, "base": home, "name": name}
 
-    def _check_base(self, connection: sa.Connection, name: str) -> None:
-        """NotFound unless the tenant sees a base of this name."""
-        query = sa.select(schema.bases.c.name).where(
-            schema.bases.c.name == name, self._seen(schema.bases)
-        )
-        if connection.execute(query).first() is None:
-            raise NotFound(f"base {name!r} does not exist")
+    def _home(self, connection: sa.Connection, base: str) -> str:
+        """The id of the base that the tenant knows by a name: its own, before a shared one.
+
+        NotFound when it sees none.
+        """
+        table = schema.bases
+        query = sa.select(table.c.id).where(table.c.name == base, self._seen(table))
+        own_first = sa.case((table.c.tenant == self._tenant, 0), else_=1)
+        if (home := connection.scalar(query.order_by(own_first))) is None:
+            raise NotFound(f"base {base!r} does not exist")
+        return str(home)
 
     def _all(self, query: sa.Select[Any]) -> list[sa.RowMapping]:
         with self._engine.connect() as connection:
             return list(connection.execute(query).mappings())
 
-    def _own(self, table: sa.Table, base: str | None) -> list[sa.RowMapping]:
-        """The tenant's own rows, all or those of one base, by base and name."""
-        query = sa.select(table).where(table.c.tenant == self._tenant)
-        if base is not None:
-            query = query.where(table.c.base == base)
-        return self._all(query.order_by(table.c.base, table.c.name))
-
-    def _one(self, table: sa.Table, what: str, **key: str) -> sa.RowMapping:
+    def _on(
+        self, table: sa.Table, base: str | None, which: sa.ColumnElement[bool]
+    ) -> list[sa.RowMapping]:
+        """Such rows of all bases, or of one, by base and name; none of a base that is not seen."""
+        query = sa.select(table).where(which).order_by(table.c.base, table.c.name)
         with self._engine.connect() as connection:
-            return fetch(connection, table, what, **key)
+            if base is not None:
+                try:
+                    query = query.where(table.c.base == self._home(connection, base))
+                except NotFound:
+                    return []
+            return list(connection.execute(query).mappings())
+
+    def _own(self, table: sa.Table) -> sa.ColumnElement[bool]:
+        """The condition that a row is the tenant's own."""
+        return table.c.tenant == self._tenant
+
+    def _one(self, table: sa.Table, what: str, base: str, name: str) -> sa.RowMapping:
+        """The own row of a name on a base; NotFound, naming `what`."""
+        with self._engine.connect() as connection:
+            return fetch(connection, table, what, **self._of(connection, what, base, name))
+
+    def _of(self, connection: sa.Connection, what: str, base: str, name: str) -> dict[str, str]:
+        """The key of what is the tenant's on a base that it knows by name; NotFound as above."""
+        try:
+            return self._key(self._home(connection, base), name)
+        except NotFound:
+            raise NotFound(f"{what} does not exist") from None
 
     def _write(self) -> AbstractContextManager[sa.Connection]:
         return writing(self._engine)
@@ -97,8 +124,7 @@ def row_of(item: object, table: sa.Table) -> dict[str, Any]:
     return {**values, "path": str(values["path"])}
 
 
-def check_free(connection: sa.Connection, table: sa.Table, **key: str) -> None:
+def check_free(connection: sa.Connection, table: sa.Table, model: str, **key: str) -> None:
     """Conflict when a model of the other kind has the name already."""
     if find(connection, table, **key):
-        base, name = key["base"], key["name"]
-        raise Conflict(f"{base}+{name} exists already; delete it or choose another name")
+        raise Conflict(f"{model} exists already; delete it or choose another name")

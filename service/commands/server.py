@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import logging
+import os
 import signal
 import socket
 import sys
@@ -73,6 +74,7 @@ def worker(on_lifeline: bool) -> None:
 
 def _prepare() -> Settings:
     settings = configuration.load()
+    os.environ.pop("GRAFTWORK_API_KEY", None)  # an operator's, and no business of any child
     for warning in configuration.strangers():
         typer.echo(f"warning: {warning}", err=True)
     try:

@@ -4,24 +4,16 @@ from typing import Literal
 
 from fastapi import APIRouter
 from fastapi.responses import FileResponse
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from service.dependencies import AdaptersDep, CatalogDep, require
 from service.errors import NotFound
 from service.models import split
 from service.records import Adapter, Profile
 from service.submissions import SubmissionDep, openapi_body
+from service.visibility import OwnerDep, Visibility, VisibilityChange, visibility_of
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"], dependencies=[require("adapters")])
-
-
-Visibility = Literal["private", "shared"]
-
-
-class AdapterChange(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    visibility: Visibility
 
 
 class ProfileObject(BaseModel):
@@ -56,11 +48,11 @@ class AdapterObject(BaseModel):
             id=adapter.model,
             created=adapter.created,
             name=adapter.name,
-            base=adapter.base,
+            base=adapter.base_name,
             rank=adapter.rank,
             digest=adapter.digest,
             profile=ProfileObject.model_validate(profile.summary) if profile else None,
-            visibility="shared" if adapter.shared else "private",
+            visibility=visibility_of(adapter),
         )
 
 
@@ -110,11 +102,10 @@ async def replace_adapter(
     return AdapterObject.of(await adapters.replace(*split(id), submission))
 
 
-@router.patch("/{id}", dependencies=[require("admin")])
-def change_adapter(id: str, change: AdapterChange, catalog: CatalogDep) -> AdapterObject:
-    """Share an adapter of one's own with all tenants, or with none."""
-    shared = change.visibility == "shared"
-    return AdapterObject.of(catalog.share_adapter(*split(id), shared))
+@router.put("/{id}/visibility")
+def change_visibility(id: str, change: VisibilityChange, owner: OwnerDep) -> AdapterObject:
+    """Share an adapter with all tenants (scope admin), or with none."""
+    return AdapterObject.of(owner.share_adapter(*split(id), change.shared))
 
 
 @router.delete("/{id}")

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pruning.recipe import Name
 from service.dependencies import CatalogDep, require
-from service.records import Alias
+from service.records import Alias, base_name
 
 router = APIRouter(prefix="/v1/aliases", tags=["aliases"])
 
@@ -32,7 +32,8 @@ class AliasObject(BaseModel):
 
     @classmethod
     def of(cls, alias: Alias) -> "AliasObject":
-        return cls(id=alias.name, created=alias.created, base=alias.base, before=list(alias.before))
+        before = [base_name(base) for base in alias.before]
+        return cls(id=alias.name, created=alias.created, base=base_name(alias.base), before=before)
 
 
 class AliasList(BaseModel):

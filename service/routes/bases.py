@@ -11,10 +11,12 @@ from pruning.recipe import Name
 from pruning.reports.front import Point, points
 from pruning.reports.report import Report
 from service import bases
-from service.dependencies import CatalogDep, EnginesDep, require
+from service.dependencies import CatalogDep, EnginesDep, PrincipalDep, require
 from service.engines import Engines
 from service.readiness import is_ready
-from service.records import Base
+from service.records import Base, base_name
+from service.tenants import Principal
+from service.visibility import OwnerDep, Visibility, VisibilityChange, visibility_of
 
 router = APIRouter(prefix="/v1/bases", tags=["bases"])
 
@@ -36,12 +38,12 @@ class BaseChange(BaseModel):
 
 
 class BaseObject(BaseModel):
-    """`parent` and `artifact` are those of a slim base."""
+    """`parent` and `artifact` are those of a slim base; `path` is told to the scope admin."""
 
     id: str
     object: Literal["base"] = "base"
     created: int
-    path: str
+    path: str | None
     digest: str
     family: str
     parameters: int
@@ -50,21 +52,23 @@ class BaseObject(BaseModel):
     artifact: str | None
     serve: bool
     ready: bool
+    visibility: Visibility
 
     @classmethod
-    def of(cls, base: Base, engines: Engines) -> "BaseObject":
+    def of(cls, base: Base, engines: Engines, asks: Principal) -> "BaseObject":
         return cls(
             id=base.name,
             created=base.created,
-            path=str(base.path),
+            path=str(base.path) if asks.may("admin") else None,
             digest=base.digest,
             family=base.geometry.family,
             parameters=base.geometry.parameters,
             layers=len(base.geometry.layers),
-            parent=base.parent,
+            parent=base_name(base.parent) if base.parent else None,
             artifact=base.artifact,
             serve=base.serve,
-            ready=is_ready(engines, base.name),
+            ready=is_ready(engines, base.id),
+            visibility=visibility_of(base),
         )
 
 
@@ -99,21 +103,23 @@ class Deleted(BaseModel):
 
 
 @router.post("", status_code=201, dependencies=[require("admin")])
-def register_base(new: NewBase, catalog: CatalogDep, engines: EnginesDep) -> BaseObject:
+def register_base(
+    new: NewBase, catalog: CatalogDep, engines: EnginesDep, asks: PrincipalDep
+) -> BaseObject:
     """Register a checkpoint: config.json, safetensors weights and a tokenizer in one directory."""
-    return BaseObject.of(bases.register(catalog, new.name, new.path, new.serve), engines)
+    return BaseObject.of(bases.register(catalog, new.name, new.path, new.serve), engines, asks)
 
 
 @router.get("", dependencies=[_READ])
-def list_bases(catalog: CatalogDep, engines: EnginesDep) -> BaseList:
+def list_bases(catalog: CatalogDep, engines: EnginesDep, asks: PrincipalDep) -> BaseList:
     """List all bases, served or not."""
-    return BaseList(data=[BaseObject.of(base, engines) for base in catalog.bases()])
+    return BaseList(data=[BaseObject.of(base, engines, asks) for base in catalog.bases()])
 
 
 @router.get("/{id}", dependencies=[_READ])
-def get_base(id: str, catalog: CatalogDep, engines: EnginesDep) -> BaseObject:
+def get_base(id: str, catalog: CatalogDep, engines: EnginesDep, asks: PrincipalDep) -> BaseObject:
     """Look one base up."""
-    return BaseObject.of(catalog.base(id), engines)
+    return BaseObject.of(catalog.base(id), engines, asks)
 
 
 @router.get("/{id}/report", response_class=Response, dependencies=[_READ])
@@ -135,10 +141,18 @@ def get_front(id: str, catalog: CatalogDep) -> FrontObject:
 
 @router.patch("/{id}", dependencies=[require("admin")])
 def change_base(
-    id: str, change: BaseChange, catalog: CatalogDep, engines: EnginesDep
+    id: str, change: BaseChange, catalog: CatalogDep, engines: EnginesDep, asks: PrincipalDep
 ) -> BaseObject:
     """Start or stop serving a base."""
-    return BaseObject.of(catalog.set_serve(id, change.serve), engines)
+    return BaseObject.of(catalog.set_serve(id, change.serve), engines, asks)
+
+
+@router.put("/{id}/visibility", dependencies=[require("jobs")])
+def change_visibility(
+    id: str, change: VisibilityChange, owner: OwnerDep, engines: EnginesDep, asks: PrincipalDep
+) -> BaseObject:
+    """Share a base with all tenants (scope admin), or with none."""
+    return BaseObject.of(owner.share_base(id, change.shared), engines, asks)
 
 
 @router.delete("/{id}", dependencies=[require("admin")])

@@ -10,6 +10,7 @@ from service.composition import EXACT, MOST_PARTS, MOST_WEIGHT, Composition, Par
 from service.dependencies import CatalogDep, require
 from service.models import split
 from service.records import NamedComposition
+from service.visibility import OwnerDep, Visibility, VisibilityChange, visibility_of
 
 router = APIRouter(
     prefix="/v1/compositions", tags=["compositions"], dependencies=[require("adapters")]
@@ -41,6 +42,7 @@ class CompositionObject(BaseModel):
     adapters: dict[str, float]
     strategy: Method
     pinned: bool
+    visibility: Visibility
     spelled: str
 
     @classmethod
@@ -54,6 +56,7 @@ class CompositionObject(BaseModel):
             adapters={part.adapter: part.weight for part in composition.parts},
             strategy=composition.strategy,
             pinned=named.pinned,
+            visibility=visibility_of(named),
             spelled=composition.id,
         )
 
@@ -87,6 +90,12 @@ def list_compositions(catalog: CatalogDep, base: str | None = None) -> Compositi
 def get_composition(id: str, catalog: CatalogDep) -> CompositionObject:
     """Look one composition up by its id, BASE+NAME."""
     return CompositionObject.of(catalog.composition(*split(id)))
+
+
+@router.put("/{id}/visibility")
+def change_visibility(id: str, change: VisibilityChange, owner: OwnerDep) -> CompositionObject:
+    """Share a composition with all tenants (scope admin), or with none."""
+    return CompositionObject.of(owner.share_composition(*split(id), change.shared))
 
 
 @router.delete("/{id}")

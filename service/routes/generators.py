@@ -30,7 +30,7 @@ class GeneratorObject(BaseModel):
             id=generator.id,
             created=generator.created,
             name=generator.name,
-            base=generator.base,
+            base=generator.base_name,
             digest=generator.digest,
         )
 

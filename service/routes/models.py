@@ -38,7 +38,7 @@ class ModelObject(BaseModel):
             created=named.created if named else content.created,
             root=composed.digest if composed else content.digest,
             parent=None if content is model.base and composed is None else model.base.name,
-            ready=is_ready(engines, model.base.name),
+            ready=is_ready(engines, model.base.id),
         )
 
 
@@ -50,14 +50,16 @@ class ModelList(BaseModel):
 @router.get("")
 def list_models(catalog: CatalogDep, engines: EnginesDep) -> ModelList:
     """List what the `model` field of a request can name."""
-    models = [ModelObject.of(model, engines) for model in served(catalog)]
-    bases = {model.id: model for model in models if model.parent is None}
+    models = served(catalog)
+    bases = {model.base.id: model for model in models if model.id == model.base.name}
     moving = [
-        bases[alias.base].model_copy(update={"id": alias.name, "parent": alias.base})
+        ModelObject.of(bases[alias.base], engines).model_copy(
+            update={"id": alias.name, "parent": bases[alias.base].id}
+        )
         for alias in catalog.aliases()
         if alias.base in bases
     ]
-    return ModelList(data=[*models, *moving])
+    return ModelList(data=[*(ModelObject.of(model, engines) for model in models), *moving])
 
 
 @router.get("/{id}")

@@ -23,6 +23,8 @@ import uvicorn
 from pruning.digest import file_digest, tree_digest
 from service.app import create_app
 from service.catalog import Catalog
+from service.collection import Collector, Garbage
+from service.jobs import Jobs
 from service.settings import Settings
 
 PIPELINE = """
@@ -158,7 +160,7 @@ class Site:
 
     def artifacts(self) -> list[Path]:
         store = self.settings.artifacts
-        return sorted(store.iterdir()) if store.exists() else []
+        return sorted(store.glob("[!.]*"))
 
     def work_directories(self) -> list[Path]:
         jobs = self.settings.jobs
@@ -293,3 +295,17 @@ def finished(
         return dict(eventually(job, f"the end of {path}", 300.0))
 
     return wait
+
+
+@pytest.fixture
+def collect(site: Site) -> Callable[[], list[Garbage]]:
+    """Collect as `graftwork gc --hours 0` does."""
+
+    def run() -> list[Garbage]:
+        jobs = Jobs(site.settings, site.catalog)
+        try:
+            return list(Collector(site.settings, site.catalog, jobs).collect(0))
+        finally:
+            jobs.close()
+
+    return run

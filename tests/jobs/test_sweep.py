@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from pruning import artifacts
 from pruning.digest import tree_digest
 from service.cli import app
+from service.verification import verify
 
 DEMO = Path(__file__).parents[2] / "deploy" / "demo"
 SWEEPS = "/v1/pruning/sweeps"
@@ -41,7 +42,7 @@ def graftwork(gateway):
 
 
 def test_a_sweep_killed_in_a_cell_resumes_there_and_its_best_cell_is_made(
-    site, worker, gateway, sweep, eventually, graftwork, tmp_path
+    site, worker, gateway, sweep, eventually, graftwork, collect, tmp_path
 ):
     (tmp_path / "words.txt").write_text("one two three " * 20)
     text = sweep["calibration"] | {"file": "words.txt"}
@@ -58,6 +59,8 @@ def test_a_sweep_killed_in_a_cell_resumes_there_and_its_best_cell_is_made(
     eventually(lambda: gateway.get(path).json()["finished_at"], "the end of the sweep", 400)
     job = gateway.get(path).json()
     assert (job["object"], job["status"], job["error"]) == ("sweep.job", "succeeded", None)
+    assert collect() == []  # nothing is served of it, and it stays
+    assert list(verify(site.settings, site.catalog)) == []
     assert job["result"]["models"] == []
     assert [one["id"] for one in gateway.get(SWEEPS).json()["data"]] == [id]
     report = gateway.get(job["result"]["report"]).json()

@@ -85,6 +85,10 @@ class Upstream:
             case "refuse":
                 error = {"message": "no", "type": "BadRequestError", "param": "n", "code": 400}
                 return JSONResponse({"error": error}, 400)
+            case str(prompt) if prompt.startswith("refuse with "):
+                said = {"message": f"no: {prompt.removeprefix('refuse with ')}", "param": "n"}
+                error = {**said, "type": "BadRequestError", "code": 400}
+                return JSONResponse({"error": error}, 400)
             case "fail":
                 return JSONResponse({"error": {"message": "broken"}}, 500)
             case "wait":

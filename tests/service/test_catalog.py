@@ -126,9 +126,10 @@ def test_the_same_text_again_is_the_same_file(catalog: Catalog, tmp_path: Path):
 
 
 def test_publishing_registers_the_slim_base_with_its_adapters(
-    catalog: Catalog, published: tuple[PruneSpec, Path]
+    catalog: Catalog, published: tuple[PruneSpec, Path], base_directory: Path
 ):
     spec, artifact = published
+    catalog.add_base("dense", base_directory, DIGEST)
     catalog.publish_artifact(spec, artifact, DIGEST)
     base = catalog.base("slim")
     assert (base.parent, base.artifact, base.serve) == ("dense", DIGEST, True)

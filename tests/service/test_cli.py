@@ -438,6 +438,7 @@ def test_serve_names_a_database_that_it_cannot_reach_without_its_password(tmp_pa
 def test_the_worker_is_restarted_when_it_dies_and_ends_with_the_server(tmp_path: Path, how: int):
     port, home = free_port(), tmp_path / "home"
     environment = {"GRAFTWORK_HOME": str(home), "GRAFTWORK_PORT": str(port)}
+    environment |= {"GRAFTWORK_API_KEY": "gw-0123456789ab-secret"}
     server = subprocess.Popen(
         [sys.executable, "-P", "-m", "service.cli", "serve"],
         env={**os.environ, **environment},
@@ -445,6 +446,7 @@ def test_the_worker_is_restarted_when_it_dies_and_ends_with_the_server(tmp_path:
     )
     try:
         first = wait_for(lambda: worker_of(server.pid))
+        assert b"GRAFTWORK_API_KEY" not in Path(f"/proc/{first}/environ").read_bytes()
         os.kill(first, signal.SIGKILL)
         second = wait_for(lambda: (pid := worker_of(server.pid)) != first and pid)
         wait_for(lambda: httpx.get(f"http://127.0.0.1:{port}/health").is_success)

@@ -15,6 +15,7 @@ from pruning.errors import InvalidInput
 from service import database, schema
 from service.catalog import Catalog, migrations
 from service.catalog.migrations.versions import r0001_catalog
+from service.records import base_id
 from service.tenants import LOCAL
 
 DIGEST = "0123456789ab" + "0" * 52
@@ -118,12 +119,21 @@ def test_a_database_from_before_there_were_versions_is_taken_over(url: str, engi
         base = {"name": "demo", "path": "/b", "digest": DIGEST, "config": {}, "serve": True}
         base |= {"tenant": "acme", "shared": False, "created": 1}
         connection.execute(tables["bases"].insert(), [base])
+        adapter = {"tenant": "acme", "base": "demo", "name": "sql", "shared": False, "rank": 2}
+        adapter |= {"digest": DIGEST, "path": "/a", "created": 1}
+        connection.execute(tables["adapters"].insert(), [adapter])
+        mix = {"tenant": "acme", "base": "demo", "name": "mix", "parts": {"sql": 0.5}}
+        mix |= {"strategy": {"name": "cat"}, "pinned": True, "created": 1}
+        connection.execute(tables["compositions"].insert(), [mix])
         key = {"id": "0" * 12, "tenant": "acme", "name": "", "digest": DIGEST, "created": 1}
         connection.execute(tables["keys"].insert(), [key | {"scopes": ["infer"], "revoked": 7}])
     catalog = Catalog(url)
     assert differences(engine) == []
-    (base_found,) = catalog.of("acme").bases()
-    assert (base_found.name, base_found.tenant, base_found.shared) == ("demo", "acme", False)
+    (found,) = catalog.of("acme").bases()
+    assert (found.name, found.tenant, found.shared) == ("demo", "acme", False)
+    assert found.id == base_id("demo", "acme", shared=False) != "demo"
+    assert [a.base for a in catalog.of("acme").adapters("demo")] == [found.id]
+    assert catalog.of("acme").composition("demo", "mix").composition.base == "demo"
     assert catalog.bases() == ()
     assert [(key.tenant, key.scopes, key.revoked) for key in catalog.keys()] == [
         ("acme", ("infer",), 7)

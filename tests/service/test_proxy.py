@@ -89,7 +89,7 @@ def test_the_engines_own_errors_pass_through(demo: httpx.Client, upstream: Any):
         response = complete(demo, prompt="refuse", stream=stream)
         assert response.status_code == 400
         assert error(response)["param"] == "n"
-    assert complete(demo, prompt="fail").json() == {"error": {"message": "broken"}}
+    assert complete(demo, prompt="fail").json()["error"]["code"] == "engine_error"
 
 
 def test_a_failure_of_an_engine_that_is_dying_is_worth_a_retry(demo: httpx.Client, upstream: Any):

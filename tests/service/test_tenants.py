@@ -52,6 +52,10 @@ def complete(client: httpx.Client, model: str, **body: Any) -> httpx.Response:
     return client.post("/v1/completions", json={"model": model, "prompt": "hello", **body})
 
 
+def publish(client: httpx.Client, path: str, to: str = "public") -> httpx.Response:
+    return client.put(f"{path}/visibility", json={"visibility": to})
+
+
 def anonymous(response: httpx.Response, id: str) -> tuple[int, str]:
     """An answer, less the name that it repeats."""
     return response.status_code, response.text.replace(id, "ID")
@@ -205,18 +209,18 @@ def test_a_shared_adapter_is_everybodys_to_use_and_its_owners_to_change(
     owner, path = client("operators", "admin"), "/v1/adapters/demo+common"
     digest = upload(owner, directories[0], "common").json()["digest"]
     assert umbra.get(path).status_code == 404
-    assert owner.patch(path, json={"visibility": "shared"}).json()["visibility"] == "shared"
+    assert publish(owner, path).json()["visibility"] == "public"
     assert umbra.get(path).json()["digest"] == digest
     name = complete(umbra, "demo+common").json()["echo"]["model"]
     assert name == complete(owner, "demo+common").json()["echo"]["model"]
     assert umbra.delete(path).status_code == 404
     composition = {"name": "mix", "base": "demo", "adapters": {"common": 0.5}}
     assert umbra.post("/v1/compositions", json=composition).status_code == 201
-    for refused in (owner.delete(path), owner.patch(path, json={"visibility": "private"})):
+    for refused in (owner.delete(path), publish(owner, path, "private")):
         assert refused.status_code == 409
         assert "mix" not in refused.text
     umbra.delete("/v1/compositions/demo+mix")
-    assert owner.patch(path, json={"visibility": "private"}).status_code == 200
+    assert publish(owner, path, "private").status_code == 200
     assert umbra.get(path).status_code == 404
 
 
@@ -225,7 +229,7 @@ def test_ones_own_adapter_goes_before_a_shared_one_of_its_name(
 ):
     owner, path = client("operators", "admin"), "/v1/adapters/demo+common"
     upload(owner, directories[0], "common")
-    owner.patch(path, json={"visibility": "shared"})
+    publish(owner, path)
     digest = upload(umbra, directories[1], "common").json()["digest"]
     (listed,) = umbra.get("/v1/adapters").json()["data"]
     assert listed["digest"] == digest == umbra.get(path).json()["digest"]
@@ -236,7 +240,7 @@ def test_ones_own_adapter_goes_before_a_shared_one_of_its_name(
 def test_sharing_takes_the_scope_admin(acme: httpx.Client, directories: tuple[Path, Path]):
     upload(acme, directories[0])
     path = "/v1/adapters/demo+secret-sql"
-    assert acme.patch(path, json={"visibility": "shared"}).status_code == 403
+    assert publish(acme, path).status_code == 403
 
 
 def test_the_same_idempotency_key_of_two_tenants_is_two_jobs(

@@ -8,14 +8,14 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    Connection,
     ForeignKey,
     Integer,
     MetaData,
     String,
     Table,
-    inspect,
 )
+
+from service.catalog.migrations.rebuilding import rebuild
 
 revision = "0001"
 down_revision = None
@@ -120,22 +120,4 @@ _LACKING: dict[str, dict[str, Any]] = {  # what a row means that is older than t
 
 def upgrade() -> None:
     """Make the tables, anew around their rows where there were some without a version."""
-    connection = op.get_bind()
-    rows = _taken_out(connection)
-    metadata.create_all(connection)
-    for table in metadata.sorted_tables:
-        if found := rows.get(table.name):
-            connection.execute(table.insert(), [_LACKING.get(table.name, {}) | r for r in found])
-
-
-def _taken_out(connection: Connection) -> dict[str, list[dict[str, Any]]]:
-    """The rows of the tables that are there, which are gone then."""
-    there = inspect(connection).get_table_names()
-    old = MetaData()
-    old.reflect(connection, only=[name for name in metadata.tables if name in there])
-    rows = {
-        table.name: [dict(row) for row in connection.execute(table.select()).mappings()]
-        for table in old.sorted_tables
-    }
-    old.drop_all(connection)
-    return rows
+    rebuild(op.get_bind(), metadata, lambda table, row: _LACKING.get(table, {}) | row)

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "0005"
+down_revision = "0004"
 
 
 def upgrade() -> None:
@@ -13,7 +13,6 @@ def upgrade() -> None:
         sa.Column("tenant", sa.String(63), primary_key=True),
         sa.Column("name", sa.String(63), primary_key=True),
         sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("base", sa.String(63), nullable=False),
+        sa.Column("base", sa.ForeignKey("bases.id"), nullable=False, index=True),
         sa.Column("created", sa.BigInteger, nullable=False),
     )
-    op.create_index("ix_aliases_base", "aliases", ["base"])
