@@ -69,14 +69,14 @@ async def overview(catalog: Catalog, engines: Engines, jobs: Jobs, asks: Princip
     states = engines.states()
     views = []
     for base in bases:
-        status = states.get(base.name)
+        status = states.get(base.id)
         view = EngineView(
             base=base.name,
             state=status.state if status else "absent",
             restarts=status.restarts if status else 0,
-            adapters=sum(adapter.base == base.name for adapter in adapters),
-            resident=resident.get(base.name),
-            load=load_of(texts[base.name]) if base.name in texts else None,
+            adapters=sum(adapter.base == base.id for adapter in adapters),
+            resident=resident.get(base.id),
+            load=load_of(texts[base.id]) if base.id in texts else None,
         )
         views.append(view)
     return Overview(tenant=asks.tenant, scopes=sorted(asks.scopes), engines=views, jobs=counts)

@@ -135,7 +135,7 @@ def get_report(
 def get_front(id: str, catalog: CatalogDep) -> FrontObject:
     """Size and quality of every slim base of a dense one, and which of them are worth having."""
     base = catalog.base(id)
-    slim = [one for one in catalog.bases() if one.parent == base.name and one.artifact]
+    slim = [one for one in catalog.bases() if one.parent == base.id and one.artifact]
     return FrontObject.of(base, [bases.report_of(one) for one in slim])
 
 

@@ -13,6 +13,6 @@ def upgrade() -> None:
         sa.Column("tenant", sa.String(63), primary_key=True),
         sa.Column("name", sa.String(63), primary_key=True),
         sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("base", sa.ForeignKey("bases.id"), nullable=False, index=True),
+        sa.Column("base", sa.String(80), sa.ForeignKey("bases.id"), nullable=False, index=True),
         sa.Column("created", sa.BigInteger, nullable=False),
     )
