@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service import content, handlers
 from service.adapters import Adapters
+from service.admission import Admission
 from service.authentication import OPEN, Authentication, Authenticator
 from service.catalog import Catalog
 from service.composer import Composer
@@ -72,7 +73,8 @@ def create_app(settings: Settings | None = None, engines: Engines | None = None)
     state.adapters = Adapters(settings, catalog, engines, state.composer)
     state.files = Files(settings, catalog)
     state.jobs = Jobs(settings, catalog)
-    state.proxy = Proxy(engines, state.composer, state.metrics)
+    state.admission = Admission(settings, state.metrics)
+    state.proxy = Proxy(settings, engines, state.composer, state.admission, catalog, state.metrics)
     state.authenticator = Authenticator(catalog, settings.host)
     handlers.install(app)
     app.add_middleware(Limits, quota_of=lambda tenant: catalog.of(tenant).quota())
@@ -115,10 +117,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 async def _follow(catalog: Catalog, engines: Engines) -> None:
     """Hold the engines to the catalog, which workers change as well."""
+    followed: int | None = None
     while True:
         try:
-            served = await anyio.to_thread.run_sync(lambda: catalog.every_base(serve=True))
-            await engines.reconcile({base.name: base.path for base in served})
+            if followed != (revision := await anyio.to_thread.run_sync(catalog.revision.look)):
+                served = await anyio.to_thread.run_sync(lambda: catalog.every_base(serve=True))
+                await engines.reconcile({base.name: base.path for base in served})
+                followed = revision
         except (SQLAlchemyError, OSError) as error:
             _log.warning("the catalog cannot be followed", error=str(error))
+        except Exception:  # without a follower no new base would ever be served
+            _log.exception("the catalog cannot be followed")
         await asyncio.sleep(_FOLLOW_SECONDS)

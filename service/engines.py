@@ -16,6 +16,7 @@ from urllib.parse import quote
 import httpx
 import structlog
 
+from service import upstream
 from service.errors import AdapterRejected, EngineUnavailable, NotFound
 from service.settings import Settings
 from service.vllm_command import arguments, environment
@@ -59,6 +60,7 @@ class Engine:
             base_url="http://engine",
             timeout=httpx.Timeout(None, connect=5.0),
         )
+        self.session = upstream.session(socket)
         self._settings = settings
         self._socket = socket
         self._pid: int | None = None
@@ -66,6 +68,7 @@ class Engine:
         self._failure: str | None = None
         self._expected_start = EXPECTED_START
         self._due = time.monotonic() + EXPECTED_START  # when it may be ready again
+        self._heard = time.monotonic()
         self._adapters: dict[str, asyncio.Task[None]] = {}
         self._supervisor = asyncio.create_task(self._supervise())
 
@@ -84,6 +87,11 @@ class Engine:
         await asyncio.wait([self._supervisor])
         self.state = "stopped"
         await self.client.aclose()
+        await self.session.close()
+
+    def heard(self) -> None:
+        """Note that the child says something."""
+        self._heard = time.monotonic()
 
     # Adapters
 

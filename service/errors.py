@@ -70,6 +70,36 @@ class EngineUnavailable(GraftworkError):
     status, code = 503, "engine_unavailable"
 
 
+class Overloaded(GraftworkError):
+    """More requests wait for this engine than it can take; try again later."""
+
+    status, code = 503, "overloaded"
+
+
+class DeadlineExceeded(GraftworkError):
+    """The request was not answered in the time that it had; try again later, or allow more."""
+
+    status, code = 503, "deadline_exceeded"
+
+
+class DatabaseUnavailable(GraftworkError):
+    """The database does not answer; try again shortly."""
+
+    status, code = 503, "database_unavailable"
+
+
+class StorageFull(GraftworkError):
+    """The server's disk is full; nothing of this request was kept."""
+
+    status, code = 507, "storage_full"
+
+
+class RequestTimeout(GraftworkError):
+    """The body came too slowly."""
+
+    status, code, type = 408, "request_timeout", "invalid_request_error"
+
+
 class AdapterRejected(GraftworkError):
     """The engine refused the adapter."""
 

@@ -36,7 +36,8 @@ _log = structlog.get_logger("serve")
 def serve(on_lifeline: bool) -> None:
     """Run the gateway and, unless the settings say otherwise, a worker, until SIGTERM or Ctrl-C."""
     settings = _prepare()
-    _require_engine()
+    if not settings.engine_command:
+        _require_engine()
     listener = _listen(settings)
     with _database_errors(settings):
         app = create_app(settings)

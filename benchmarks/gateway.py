@@ -1,0 +1,174 @@
+"""What the gateway costs, against a direct connection to the same engine in the same run.
+
+Usage: python benchmarks/gateway.py [--quick] [--json FILE]
+
+The generator, the gateway (`graftwork serve`) and a mock engine are three processes on this
+machine's cores.  Requests and streams go in turn directly to the engine's socket and through the
+gateway; added milliseconds are differences of the quantiles of both.
+"""
+
+import argparse
+import asyncio
+import resource
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import report
+import uvloop
+from installation import Installation, running
+from load import Answer, Target, closed_loop, open_loop, quantile
+
+PATH = "/v1/completions"
+PROMPT = "word " * 200
+STREAM_RATE = 20.0  # chunks a second of a stream
+
+
+async def requests(site: Installation, model: str, rate: float, seconds: float) -> dict[str, Any]:
+    """Whole answers of an engine that does not think, at `rate` a second each way."""
+    site.tell_engine(rate=1e9)
+    body = {"model": model, "prompt": PROMPT, "max_tokens": 1}
+    return await _compare(site, body, rate, seconds, lambda answer: [answer.seconds])
+
+
+async def chunks(site: Installation, model: str, streams: int, seconds: float) -> dict[str, Any]:
+    """Ages of chunks when they arrive, with so many streams open each way."""
+    site.tell_engine(rate=STREAM_RATE)
+    num = 40
+    body = {"model": model, "prompt": PROMPT, "max_tokens": num, "stream": True}
+    rate = streams / (num / STREAM_RATE)
+    return await _compare(site, body, rate, seconds, lambda answer: answer.ages)
+
+
+async def _compare(
+    site: Installation, body: dict[str, Any], rate: float, seconds: float, times: Any
+) -> dict[str, Any]:
+    direct, gateway = Target(site.engine_socket), Target(("127.0.0.1", site.port))
+    inside = {**body, "model": "demo"}
+    seen: dict[str, list[float]] = {"direct": [], "gateway": []}
+    failed = 0
+
+    def asks(name: str, target: Target, asked: dict[str, Any]) -> Any:
+        request = target.request(PATH, asked)
+
+        async def ask() -> None:
+            nonlocal failed
+            answer: Answer = await target.ask(request)
+            failed += answer.status != 200
+            seen[name] += times(answer)
+
+        return ask
+
+    both = [asks("direct", direct, inside), asks("gateway", gateway, body)]
+    await open_loop(4 * rate, 1.0, both)  # connections, caches
+    seen["direct"], seen["gateway"] = [], []
+    before = site.cpu()
+    await open_loop(2 * rate, seconds, both, seed=1)
+    cpu = site.cpu() - before
+    direct.close()
+    gateway.close()
+    found: dict[str, Any] = {"model": body["model"], "failed": failed}
+    for share in (50, 99):
+        q = {name: quantile(values, share / 100) * 1e3 for name, values in seen.items()}
+        found |= {f"{name}_ms_p{share}": round(value, 3) for name, value in q.items()}
+        found[f"added_ms_p{share}"] = round(q["gateway"] - q["direct"], 3)
+    found["num"] = len(seen["gateway"])
+    found["gateway_cpu_us_each"] = round(cpu / len(seen["gateway"]) * 1e6, 1)
+    return found
+
+
+async def throughput(site: Installation, model: str, seconds: float) -> dict[str, Any]:
+    """Whole answers a second that 32 clients get, who wait for each."""
+    site.tell_engine(rate=1e9)
+    target = Target(("127.0.0.1", site.port))
+    request = target.request(PATH, {"model": model, "prompt": PROMPT, "max_tokens": 1})
+    before = site.cpu()
+    count, took = await closed_loop(32, seconds, lambda: target.ask(request))
+    cpu = site.cpu() - before
+    target.close()
+    return {
+        "model": model,
+        "requests_per_second": round(count / took, 1),
+        "gateway_cpu_us_each": round(cpu / count * 1e6, 1),
+    }
+
+
+async def hold(site: Installation, num: int) -> dict[str, Any]:
+    """Keep so many streams open at once, a chunk a second each, and read them to their ends."""
+    site.tell_engine(rate=1.0)
+    target = Target(("127.0.0.1", site.port))
+    request = target.request(
+        PATH, {"model": "demo", "prompt": PROMPT, "max_tokens": 20, "stream": True}
+    )
+    before, most = site.rss(), 0
+    asked = []
+    for _ in range(num):
+        asked.append(asyncio.create_task(target.ask(request)))
+        await asyncio.sleep(0.002)
+    running = 0
+    while not all(task.done() for task in asked):
+        most = max(most, site.rss())
+        running = max(running, _in_flight(site))
+        await asyncio.sleep(1)
+    answers = [task.result() for task in asked]
+    target.close()
+    return {
+        "streams": num,
+        "held_at_once": running,
+        "complete": sum(a.complete and a.status == 200 and len(a.ages) == 20 for a in answers),
+        "rss_mib_before": round(before / 2**20, 1),
+        "rss_mib_most": round(most / 2**20, 1),
+        "kib_each": round((most - before) / num / 1024, 1),
+    }
+
+
+def _in_flight(site: Installation) -> int:
+    text = site.client.get("/metrics").text
+    (line,) = [x for x in text.splitlines() if x.startswith("graftwork_requests_in_flight ")]
+    return int(float(line.split()[1])) - 1  # less the one that asks
+
+
+async def measure(quick: bool, home: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    seconds, num = (3.0, 200) if quick else (20.0, 2000)
+    with running(home, "--capacity 4096", engine_concurrent_requests=4096) as site:
+        adapter = site.populate(1)[0]
+        rows = []
+        for model in ("demo", adapter):
+            rows.append({"what": "request", **await requests(site, model, 100, seconds)})
+            rows.append({"what": "chunk", **await chunks(site, model, 32, seconds)})
+        rows.append({"what": "throughput", **await throughput(site, adapter, seconds)})
+        rows.append({"what": "streams", **await hold(site, num)})
+    return figures(rows), rows
+
+
+def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    (request,) = [r for r in rows if r["what"] == "request" and "+" in r["model"]]
+    (chunk,) = [r for r in rows if r["what"] == "chunk" and "+" in r["model"]]
+    return {
+        "gateway_added_ms_p50": request["added_ms_p50"],
+        "gateway_added_ms_p99": request["added_ms_p99"],
+        "gateway_added_chunk_ms_p50": chunk["added_ms_p50"],
+        "gateway_added_chunk_ms_p99": chunk["added_ms_p99"],
+        "gateway_requests_per_second": rows[-2]["requests_per_second"],
+        "streams_held": rows[-1]["complete"],
+        "streams_rss_mib": rows[-1]["rss_mib_most"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="seconds, 200 streams")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the results go")
+    asked = parser.parse_args()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with tempfile.TemporaryDirectory() as home:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            found, rows = runner.run(measure(asked.quick, Path(home)))
+    for row in rows:
+        print(row)
+    print(report.write("gateway", found, rows, asked.json))
+
+
+if __name__ == "__main__":
+    main()
