@@ -56,7 +56,9 @@ class Authenticator:
     async def find(self, header: str | None) -> Principal:
         """Who a header speaks for, as `principal`; only what is not known yet takes a thread."""
         known = self.known(header)
-        return known or await anyio.to_thread.run_sync(self.principal, header)
+        if known is not None:
+            return known
+        return await anyio.to_thread.run_sync(self.principal, header)
 
     def principal(self, header: str | None) -> Principal:
         """Who an Authorization header speaks for; Unauthorized unless it has a valid key."""

@@ -59,7 +59,7 @@ class Proxy:
         self._resolver = Resolver(catalog)
         self._metrics = metrics
 
-    async def forward(self, request: Request, catalog: Catalog, asks: Principal) -> Response:
+    async def forward(self, request: Request, asks: Principal) -> Response:
         """Answer `request` with what the engine of its model answers at the same path.
 
         Raises InvalidInput, ModelNotFound, Overloaded, DeadlineExceeded, EngineUnavailable or
@@ -69,7 +69,7 @@ class Proxy:
         deadline = self._deadline(request)
         content = await request.body()
         body = _parse(content)
-        model = await self._resolver.find(catalog, asks.tenant, body)
+        model = await self._resolver.find(asks.tenant, body)
         request.state.model = label = model.id if asks.key is None else model.public_id
         async with AsyncExitStack() as held:
             work = self._ask(request, model, asks, _Body(content, body), held, deadline)

@@ -1,5 +1,6 @@
 """`graftwork serve` and `graftwork worker`: the long-running processes."""
 
+import gc
 import importlib.metadata
 import importlib.util
 import logging
@@ -45,6 +46,8 @@ def serve(on_lifeline: bool) -> None:
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=_LAST_ANSWERS
     )
+    gc.collect()
+    gc.freeze()  # what is there now stays: collections need not walk it, and take less time
     # uvicorn raises its signal again when it has shut down; this leaves by the `finally`s.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if on_lifeline:

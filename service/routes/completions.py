@@ -2,22 +2,18 @@
 
 from fastapi import APIRouter, Request, Response
 
-from service.dependencies import CatalogDep, PrincipalDep, ProxyDep, require
+from service.dependencies import forward, require
 
 router = APIRouter(prefix="/v1", tags=["completions"], dependencies=[require("infer")])
 
 
 @router.post("/completions")
-async def completions(
-    request: Request, proxy: ProxyDep, catalog: CatalogDep, asks: PrincipalDep
-) -> Response:
+async def completions(request: Request) -> Response:
     """Complete a prompt; takes everything that vLLM's endpoint takes, streaming included."""
-    return await proxy.forward(request, catalog, asks)
+    return await forward(request)
 
 
 @router.post("/chat/completions")
-async def chat_completions(
-    request: Request, proxy: ProxyDep, catalog: CatalogDep, asks: PrincipalDep
-) -> Response:
+async def chat_completions(request: Request) -> Response:
     """Answer a conversation; takes everything that vLLM's endpoint takes, streaming included."""
-    return await proxy.forward(request, catalog, asks)
+    return await forward(request)
