@@ -17,6 +17,7 @@ from typing import Any, cast
 import httptools
 
 _SENT = re.compile(rb'"sent":(\d+)')
+_KEPT = 3.0  # seconds that a connection may be idle: servers close theirs after five
 Address = tuple[str, int] | Path  # host and port, or a Unix socket
 
 
@@ -43,6 +44,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
+        self.used = time.monotonic()
         self._answer: Answer | None = None
         self._done: asyncio.Future[None] | None = None
         self._keep_body = False
@@ -66,7 +68,7 @@ class Connection(asyncio.Protocol):
         if (answer := self._answer) is None:
             return
         answer.ages += [now - int(sent) / 1e9 for sent in _SENT.findall(data)]
-        answer.ended = now
+        answer.ended = self.used = now
         self._parser.feed_data(data)
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -132,8 +134,9 @@ class Target:
         while self._free:
             connection = self._free.pop()
             assert connection.transport is not None
-            if not connection.transport.is_closing():
+            if time.monotonic() - connection.used < _KEPT and not connection.transport.is_closing():
                 return connection
+            connection.transport.close()
         loop = asyncio.get_running_loop()
         if isinstance(self._address, Path):
             return (await loop.create_unix_connection(Connection, str(self._address)))[1]

@@ -24,6 +24,7 @@ from service.metrics import Metrics
 from service.settings import Settings
 
 _FORGETTING = 0.05  # of the mean time that a request holds its place, at each new one
+_BATCHES = 4.0  # an adapter's part of the engine, so many times, is one turn
 _MOST_PATIENCE = 60  # seconds of Retry-After
 
 
@@ -33,7 +34,7 @@ class Turn:
 
     flow: "_Flow"
     admitted: asyncio.Future[None]
-    started: float = 0.0
+    started: float | None = None
     charged: float = 0.0  # seconds, until it is known how many it takes
     shares: int = 1  # flows among which its tenant's share was divided
 
@@ -102,7 +103,7 @@ class Queue:
     def leave(self, turn: Turn) -> None:
         """A request is over, or waits no more."""
         flow = turn.flow
-        if turn.started:
+        if turn.started is not None:
             seconds = self._clock() - turn.started
             self._seconds += _FORGETTING * (seconds - self._seconds)
             flow.served += (seconds - turn.charged) * turn.shares
@@ -125,7 +126,8 @@ class Queue:
                 return
             turn = flow.waiting.popleft()
             self.waiting -= 1
-            self._start(turn, flow)
+            if not turn.admitted.cancelled():
+                self._start(turn, flow)
 
     def _next(self) -> _Flow | None:
         """The least served flow whose adapter has a slot or finds one."""
@@ -142,17 +144,17 @@ class Queue:
         return adapter is None or adapter in self._adapters or len(self._adapters) < self._slots
 
     def _turn_seconds(self, flow: _Flow) -> float:
-        """What an adapter may have ahead of one that waits for a slot: its part of a batch."""
-        batch = max(1.0, self._capacity / self._slots)
+        """What an adapter may have ahead of one that waits for a slot."""
+        batch = max(1.0, _BATCHES * self._capacity / self._slots)
         return batch * self._seconds * self._shares(flow.tenant)
 
     def _start(self, turn: Turn, flow: _Flow) -> None:
+        flow.running += 1
+        self.running += 1
         self._reached = max(self._reached, flow.served)
         turn.started, turn.charged = self._clock(), self._seconds
         turn.shares = self._shares(flow.tenant)
         flow.served += turn.charged * turn.shares
-        flow.running += 1
-        self.running += 1
         if flow.adapter is not None:
             self._adapters[flow.adapter] += 1
         turn.admitted.set_result(None)
@@ -169,7 +171,8 @@ class Queue:
         own = (flow for flow in self._flows.values() if flow.tenant == longest)
         turn = max(own, key=lambda flow: len(flow.waiting)).waiting.pop()
         self.waiting -= 1
-        turn.admitted.set_exception(Overloaded(retry_after=self.drained_in))
+        if not turn.admitted.cancelled():
+            turn.admitted.set_exception(Overloaded(retry_after=self.drained_in))
 
 
 def _served(flow: _Flow) -> float:

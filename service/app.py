@@ -18,6 +18,7 @@ from service.admission import Admission
 from service.authentication import OPEN, Authentication, Authenticator
 from service.catalog import Catalog
 from service.composer import Composer
+from service.connections import Drain
 from service.engines import Engines
 from service.files import Files
 from service.jobs import Jobs
@@ -68,7 +69,7 @@ def create_app(settings: Settings | None = None, engines: Engines | None = None)
     app = FastAPI(title="Graftwork", lifespan=_lifespan)
     state = app.state
     state.settings, state.catalog, state.engines = settings, catalog, engines
-    state.metrics = Metrics()
+    state.metrics, state.drain = Metrics(), Drain()
     state.composer = Composer(settings, catalog, engines, state.metrics)
     state.adapters = Adapters(settings, catalog, engines, state.composer)
     state.files = Files(settings, catalog)
@@ -79,7 +80,10 @@ def create_app(settings: Settings | None = None, engines: Engines | None = None)
     handlers.install(app)
     app.add_middleware(Limits, quota_of=lambda tenant: catalog.of(tenant).quota())
     app.add_middleware(
-        BodyLimit, upload_limit=settings.upload_limit_bytes, limit=settings.body_limit_bytes
+        BodyLimit,
+        upload_limit=settings.upload_limit_bytes,
+        limit=settings.body_limit_bytes,
+        stall=settings.stall_timeout,
     )
     app.add_middleware(
         Authentication,

@@ -11,6 +11,7 @@ from fastapi.params import Depends as Dependency
 from service.adapters import Adapters
 from service.authentication import Authenticator
 from service.catalog import Catalog
+from service.connections import Drain
 from service.engines import Engines
 from service.errors import Forbidden
 from service.files import Files
@@ -54,6 +55,10 @@ async def _authenticator(request: Request) -> Authenticator:
     return cast(Authenticator, request.app.state.authenticator)
 
 
+async def _drain(request: Request) -> Drain:
+    return cast(Drain, request.app.state.drain)
+
+
 def principal_of(request: Request) -> Principal:
     """Who asks, as the middleware found out."""
     return cast(Principal, request.state.principal)
@@ -89,6 +94,7 @@ def require(*scopes: Scope) -> Dependency:
 PrincipalDep = Annotated[Principal, Depends(_principal)]
 AuthenticatorDep = Annotated[Authenticator, Depends(_authenticator)]
 CatalogDep = Annotated[Catalog, Depends(_catalog)]
+DrainDep = Annotated[Drain, Depends(_drain)]
 EnginesDep = Annotated[Engines, Depends(_engines)]
 AdaptersDep = Annotated[Adapters, Depends(_adapters)]
 FilesDep = Annotated[Files, Depends(_files)]

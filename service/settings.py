@@ -60,6 +60,18 @@ class Settings(BaseSettings):
     stall_timeout: float = Field(
         30.0, gt=0, description="seconds that a client may not read, or not send what it announced"
     )
+    drain_delay: float = Field(
+        0.0, ge=0, description="seconds from SIGTERM, when /ready says no, to the last new request"
+    )
+    drain_timeout: float = Field(
+        20.0, ge=0, description="seconds that open requests get after that"
+    )
+    engine_probe_seconds: float = Field(
+        15.0, gt=0, description="silence after which an engine is asked for a token"
+    )
+    engine_hang_seconds: float = Field(
+        60.0, gt=0, description="without any token after that, until it is started again"
+    )
     engine_threads: int = Field(1, ge=1, description="OpenMP threads of a CPU engine")
     engine_start_timeout: float = Field(300.0, gt=0, description="seconds until ready")
     engine_command: str = Field(
