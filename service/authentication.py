@@ -4,11 +4,14 @@ A gateway without keys answers anybody, but only where nobody else can reach it:
 """
 
 import ipaddress
+import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 import anyio.to_thread
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -20,6 +23,7 @@ from service.tenants import ANYONE, NOBODY, Principal
 
 OPEN = dict.fromkeys(("/health", "/ready", "/docs", "/openapi.json"), NOBODY)
 _KEPT_SECONDS = 5.0  # how long a revocation by another process may go unnoticed
+_TRUSTED_SECONDS = 300.0  # the same, while the database does not answer
 _MOST_KEPT = 10_000
 _USED_SECONDS = 60.0  # between notes of a key's last use
 
@@ -77,14 +81,24 @@ class Authenticator:
 
     def _is_required(self) -> bool:
         if not self._required and time.monotonic() - self._looked > _KEPT_SECONDS:
-            self._required = self._catalog.has_keys()
+            try:
+                self._required = self._catalog.has_keys()
+            except SQLAlchemyError:
+                if math.isinf(self._looked):  # a database that is away has got no key meanwhile
+                    raise
             self._looked = time.monotonic()
         return self._required
 
     def _key(self, id: str) -> Key | None:
         found, key = self._kept.get(id, (float("-inf"), None))
         if time.monotonic() - found > _KEPT_SECONDS:
-            if (key := self._catalog.find_key(id)) is None:
+            try:
+                key = self._catalog.find_key(id)
+            except SQLAlchemyError:
+                if key is not None and time.monotonic() - found < _TRUSTED_SECONDS:
+                    return key
+                raise
+            if key is None:
                 return None
             if len(self._kept) >= _MOST_KEPT:
                 self._kept.clear()
@@ -95,7 +109,8 @@ class Authenticator:
         now = time.monotonic()
         if now - self._noted.get(key.id, float("-inf")) > _USED_SECONDS:
             self._noted[key.id] = now
-            self._catalog.use_key(key.id)
+            with suppress(SQLAlchemyError):  # a request is worth more than the note
+                self._catalog.use_key(key.id)
 
 
 class Authentication:

@@ -228,6 +228,7 @@ class Engine:
                 if (await self.client.get("/health", timeout=5.0)).status_code == 503:
                     return "lost its engine core"
             if not await self._lives(child):
+                _signal_group(child, signal.SIGKILL)  # it would not hear anything gentler
                 return f"made no token in {self._settings.engine_hang_seconds:.0f} s"
 
     async def _lives(self, child: asyncio.subprocess.Process) -> bool:

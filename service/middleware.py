@@ -10,7 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import PayloadTooLarge, RequestTimeout
-from service.handlers import internal_error
+from service.handlers import foreseen, internal_error, response
 from service.metrics import Metrics
 
 _SLOWEST = 1000  # bytes a second
@@ -83,11 +83,15 @@ class Observation:
         try:
             with self._metrics.in_flight.track_inprogress():
                 await self._app(scope, receive, observed)
-        except Exception:
-            _log.exception("unexpected error", path=scope["path"])
+        except Exception as error:
+            known = foreseen(error)
+            if known is None:
+                _log.exception("unexpected error", path=scope["path"])
+            else:
+                _log.warning("failure", path=scope["path"], error=str(error))
             if status:
                 raise
-            await internal_error()(scope, receive, observed)
+            await (response(known) if known else internal_error())(scope, receive, observed)
         finally:
             self._record(scope, status, time.perf_counter() - started)
 
