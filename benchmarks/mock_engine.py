@@ -25,6 +25,7 @@ from typing import Any
 
 import uvicorn
 
+_MOST_TOKENS = 10_000
 ADAPTERS = "/graftwork/adapters"
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
@@ -111,10 +112,15 @@ class Engine:
 
     async def _generate(self, path: str, receive: Receive, send: Send) -> None:
         body = json.loads(await _body(receive))
-        model, num = body["model"], int(body.get("max_tokens") or self.asked.tokens)
+        model, num = body["model"], body.get("max_tokens") or self.asked.tokens
+        if not isinstance(num, int) or not 0 < num <= _MOST_TOKENS:
+            message = f"max_tokens must lie between 1 and {_MOST_TOKENS}"
+            error = {"message": message, "type": "BadRequestError", "param": None, "code": 400}
+            return await _answer(send, {"error": error}, 400)
         adapter = model != self.asked.served_model_name
         if adapter and model not in self.adapters:
-            return await _answer(send, {"error": {"message": f"no model {model}"}}, 404)
+            error = {"message": f"no model {model}", "type": "NotFoundError", "param": "model"}
+            return await _answer(send, {"error": {**error, "code": 404}}, 404)
         self.seen["requests"] += 1
         work = asyncio.create_task(self._run(path, body, model, adapter, num, send))
         gone = asyncio.create_task(_gone(receive))

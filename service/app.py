@@ -20,6 +20,7 @@ from service.catalog import Catalog
 from service.composer import Composer
 from service.connections import Drain
 from service.engines import Engines
+from service.errors import ErrorBody
 from service.files import Files
 from service.jobs import Jobs
 from service.limits import Limits
@@ -66,7 +67,8 @@ def create_app(settings: Settings | None = None, engines: Engines | None = None)
     settings = settings or Settings()
     engines = engines or Engines(settings)
     catalog = Catalog(settings.database, settings.quota)
-    app = FastAPI(title="Graftwork", lifespan=_lifespan)
+    errors = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
+    app = FastAPI(title="Graftwork", lifespan=_lifespan, responses=errors)
     state = app.state
     state.settings, state.catalog, state.engines = settings, catalog, engines
     state.metrics, state.drain = Metrics(), Drain()

@@ -2,6 +2,8 @@
 
 from typing import ClassVar
 
+from pydantic import BaseModel
+
 
 class GraftworkError(Exception):
     """An error with an HTTP status; the docstring of a subclass is its default message."""
@@ -20,6 +22,19 @@ class GraftworkError(Exception):
         super().__init__(message or type(self).__doc__)
         self.param = param
         self.retry_after = retry_after
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong; `param` names the field that it is about."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | int | None  # an engine's own errors have numbers
+
+
+class ErrorBody(BaseModel):
+    error: ErrorDetail
 
 
 class NotFound(GraftworkError):
