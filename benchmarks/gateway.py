@@ -1,25 +1,18 @@
 """What the gateway costs, against a direct connection to the same engine in the same run.
 
-Usage: python benchmarks/gateway.py [--quick] [--json FILE]
-
 The generator, the gateway (`graftwork serve`) and a mock engine are three processes on this
 machine's cores.  Requests and streams go in turn directly to the engine's socket and through the
 gateway; added milliseconds are differences of the quantiles of both.
 """
 
-import argparse
 import asyncio
 import random
-import resource
 import statistics
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import report
-import uvloop
 from installation import Installation, running
 from load import Answer, Target, closed_loop, open_loop, quantile
 
@@ -242,22 +235,3 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "overload_other_errors": sum(row["other_errors"] for row in overloads),
         "worst_wait_over_fair": max(row["worst_wait_over_fair"] for row in overloads),
     }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="seconds, 200 streams")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the results go")
-    asked = parser.parse_args()
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with tempfile.TemporaryDirectory() as home:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            found, rows = runner.run(measure(asked.quick, Path(home)))
-    for row in rows:
-        print(row)
-    print(report.write("gateway", found, rows, asked.json))
-
-
-if __name__ == "__main__":
-    main()

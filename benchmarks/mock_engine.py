@@ -85,6 +85,7 @@ class Engine:
         self.batch = Batch(asked.capacity, asked.max_loras)
         self.adapters: dict[str, str] = {}
         self.seen: Counter[str] = Counter()
+        self.asked_for: Counter[str] = Counter()  # model and salt
         self.tokens = 0
         self.hangs = False
         self.eaten: list[bytearray] = []
@@ -122,6 +123,7 @@ class Engine:
             error = {"message": f"no model {model}", "type": "NotFoundError", "param": "model"}
             return await _answer(send, {"error": {**error, "code": 404}}, 404)
         self.seen["requests"] += 1
+        self.asked_for[f"{model} {body.get('cache_salt', '')}"] += 1
         work = asyncio.create_task(self._run(path, body, model, adapter, num, send))
         gone = asyncio.create_task(_gone(receive))
         await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -188,6 +190,8 @@ class Engine:
     def _state(self) -> dict[str, Any]:
         return {
             "seen": self.seen,
+            "asked_for": self.asked_for,
+            "adapters": self.adapters,
             "running": self.batch.running,
             "waiting": len(self.batch.waiting),
             "most_running": self.batch.most_running,

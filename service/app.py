@@ -6,6 +6,7 @@ Importing this loads neither torch nor vllm; the engines are processes of their 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio.to_thread
 import structlog
@@ -67,7 +68,10 @@ def create_app(settings: Settings | None = None, engines: Engines | None = None)
     settings = settings or Settings()
     engines = engines or Engines(settings)
     catalog = Catalog(settings.database, settings.quota)
-    errors = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
+    errors: dict[int | str, dict[str, Any]] = {
+        "4XX": {"model": ErrorBody},
+        "5XX": {"model": ErrorBody},
+    }
     app = FastAPI(title="Graftwork", lifespan=_lifespan, responses=errors)
     state = app.state
     state.settings, state.catalog, state.engines = settings, catalog, engines

@@ -15,7 +15,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 
-EXAMPLES = int(os.environ.get("GRAFTWORK_FUZZ_EXAMPLES", "5"))
+EXAMPLES = int(os.environ.get("GRAFTWORK_FUZZ_EXAMPLES", "3"))
 CHECKS = [
     not_a_server_error,
     checks.status_code_conformance,
