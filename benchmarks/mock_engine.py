@@ -25,7 +25,7 @@ from typing import Any
 
 import uvicorn
 
-_MOST_TOKENS = 10_000
+_MOST_TOKENS = 200_000
 ADAPTERS = "/graftwork/adapters"
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
@@ -159,8 +159,7 @@ class Engine:
         await send(_start("text/event-stream; charset=utf-8"))
         for i in range(num):
             wait = started + (i + 1) / self.asked.rate - time.monotonic()
-            if wait > 0:
-                await asyncio.sleep(wait)
+            await asyncio.sleep(max(0.0, wait))
             while self.hangs:
                 await asyncio.sleep(0.1)
             self.tokens += 1

@@ -41,7 +41,7 @@ def killed(asked: argparse.Namespace, home: Path) -> Found:
     num = 5 if asked.quick else asked.kills
     with running(home, "--rate 100") as site:
         site.populate(1)
-        row = kills.play(site, num, 50.0 if asked.quick else HOUR)
+        row = kills.play(site, num, 20.0 if asked.quick else HOUR)
     return {k: row[k] for k in ("kills", "jobs_lost", "jobs_doubled", "half_visible")}, [row]
 
 

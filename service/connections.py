@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from types import FrameType
+from typing import Any
 
 import structlog
 import uvicorn
@@ -11,13 +12,15 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.upstream import ABORT
 
 _log = structlog.get_logger("serve")
-HEADER_SECONDS = 20.0  # for the head of a request, from its first byte or its connection
 
 
 class Connection(HttpToolsProtocol):
-    """Ends when the head of a request comes too slowly, or when the application says so."""
+    """Ends when the head of a request takes longer than `seconds`, or the application says so."""
 
-    _patience: asyncio.TimerHandle | None = None
+    def __init__(self, seconds: float, *args: Any, **further: Any):
+        super().__init__(*args, **further)
+        self._seconds = seconds
+        self._patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -38,7 +41,7 @@ class Connection(HttpToolsProtocol):
 
     def _wait(self) -> None:
         self._wait_no_more()
-        self._patience = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
+        self._patience = self.loop.call_later(self._seconds, self.transport.abort)
 
     def _wait_no_more(self) -> None:
         if self._patience is not None:

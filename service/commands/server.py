@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import structlog
 import typer
@@ -48,7 +49,7 @@ def serve(on_lifeline: bool) -> None:
         _require_key(settings, app.state.catalog)
     config = uvicorn.Config(
         app,
-        http=Connection,
+        http=partial(Connection, settings.stall_timeout),  # type: ignore[arg-type]
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout),
