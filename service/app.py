@@ -6,6 +6,7 @@ Importing this loads neither torch nor vllm; the engines are processes of their 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio.to_thread
 import structlog
@@ -14,10 +15,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service import console, content, handlers
 from service.adapters import Adapters
+from service.admission import Admission
 from service.authentication import OPEN, Authentication, Authenticator
 from service.catalog import Catalog
 from service.composer import Composer
+from service.connections import Drain
 from service.engines import Engines
+from service.errors import ErrorBody
 from service.files import Files
 from service.jobs import Jobs
 from service.limits import Limits
@@ -74,20 +78,31 @@ def create_app(settings: Settings | None = None, engines: Engines | None = None)
     settings = settings or Settings()
     engines = engines or Engines(settings)
     catalog = Catalog(settings.database, settings.quota)
-    app = FastAPI(title="Graftwork", lifespan=_lifespan)
+    errors: dict[int | str, dict[str, Any]] = {
+        "4XX": {"model": ErrorBody},
+        "5XX": {"model": ErrorBody},
+    }
+    app = FastAPI(title="Graftwork", lifespan=_lifespan, responses=errors)
     state = app.state
     state.settings, state.catalog, state.engines = settings, catalog, engines
-    state.metrics = Metrics()
+    state.metrics, state.drain = Metrics(), Drain()
     state.composer = Composer(settings, catalog, engines, state.metrics)
     state.adapters = Adapters(settings, catalog, engines, state.composer)
     state.files = Files(settings, catalog)
     state.jobs = Jobs(settings, catalog)
-    state.proxy = Proxy(engines, state.composer, Loading(settings), state.metrics)
+    state.admission = Admission(settings, state.metrics)
+    loading = Loading(settings)
+    state.proxy = Proxy(
+        settings, engines, state.composer, loading, state.admission, catalog, state.metrics
+    )
     state.authenticator = Authenticator(catalog, settings.host)
     handlers.install(app)
     app.add_middleware(Limits, quota_of=lambda tenant: catalog.of(tenant).quota())
     app.add_middleware(
-        BodyLimit, upload_limit=settings.upload_limit_bytes, limit=settings.body_limit_bytes
+        BodyLimit,
+        upload_limit=settings.upload_limit_bytes,
+        limit=settings.body_limit_bytes,
+        stall=settings.stall_timeout,
     )
     app.add_middleware(
         Authentication,
@@ -125,10 +140,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 async def _follow(catalog: Catalog, engines: Engines) -> None:
     """Hold the engines to the catalog, which workers change as well."""
+    followed: int | None = None
     while True:
         try:
-            served = await anyio.to_thread.run_sync(lambda: catalog.every_base(serve=True))
-            await engines.reconcile({base.id: base.path for base in served})
+            if followed != (revision := await anyio.to_thread.run_sync(catalog.revision.look)):
+                served = await anyio.to_thread.run_sync(lambda: catalog.every_base(serve=True))
+                await engines.reconcile({base.id: base.path for base in served})
+                followed = revision
         except (SQLAlchemyError, OSError) as error:
             _log.warning("the catalog cannot be followed", error=str(error))
+        except Exception:  # without a follower no new base would ever be served
+            _log.exception("the catalog cannot be followed")
         await asyncio.sleep(_FOLLOW_SECONDS)

@@ -4,11 +4,14 @@ A gateway without keys answers anybody, but only where nobody else can reach it:
 """
 
 import ipaddress
+import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 import anyio.to_thread
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -20,6 +23,7 @@ from service.tenants import ANYONE, NOBODY, Principal
 
 OPEN = dict.fromkeys(("/health", "/ready", "/docs", "/openapi.json"), NOBODY)
 _KEPT_SECONDS = 5.0  # how long a revocation by another process may go unnoticed
+_TRUSTED_SECONDS = 300.0  # the same, while the database does not answer
 _MOST_KEPT = 10_000
 _USED_SECONDS = 60.0  # between notes of a key's last use
 
@@ -38,6 +42,28 @@ class Authenticator:
         """Look a key up again at its next use."""
         self._kept.pop(id, None)
 
+    def known(self, header: str | None) -> Principal | None:
+        """The same without a question to the database; None where it takes one."""
+        now = time.monotonic()
+        if not header and not self._required and now - self._looked <= _KEPT_SECONDS:
+            return ANYONE
+        scheme, _, text = (header or "").partition(" ")
+        text = text.strip()
+        if scheme.lower() != "bearer" or (id := id_of(text)) is None:
+            return None
+        found, key = self._kept.get(id, (float("-inf"), None))
+        fresh = now - found <= _KEPT_SECONDS and now - self._noted.get(id, now) <= _USED_SECONDS
+        if key is None or not fresh or not key.matches(text) or not key.valid:
+            return None
+        return key.principal
+
+    async def find(self, header: str | None) -> Principal:
+        """Who a header speaks for, as `principal`; only what is not known yet takes a thread."""
+        known = self.known(header)
+        if known is not None:
+            return known
+        return await anyio.to_thread.run_sync(self.principal, header)
+
     def principal(self, header: str | None) -> Principal:
         """Who an Authorization header speaks for; Unauthorized unless it has a valid key."""
         if not header and not self._is_required():
@@ -55,14 +81,24 @@ class Authenticator:
 
     def _is_required(self) -> bool:
         if not self._required and time.monotonic() - self._looked > _KEPT_SECONDS:
-            self._required = self._catalog.has_keys()
+            try:
+                self._required = self._catalog.has_keys()
+            except SQLAlchemyError:
+                if math.isinf(self._looked):  # a database that is away has got no key meanwhile
+                    raise
             self._looked = time.monotonic()
         return self._required
 
     def _key(self, id: str) -> Key | None:
         found, key = self._kept.get(id, (float("-inf"), None))
         if time.monotonic() - found > _KEPT_SECONDS:
-            if (key := self._catalog.find_key(id)) is None:
+            try:
+                key = self._catalog.find_key(id)
+            except SQLAlchemyError:
+                if key is not None and time.monotonic() - found < _TRUSTED_SECONDS:
+                    return key
+                raise
+            if key is None:
                 return None
             if len(self._kept) >= _MOST_KEPT:
                 self._kept.clear()
@@ -73,7 +109,8 @@ class Authenticator:
         now = time.monotonic()
         if now - self._noted.get(key.id, float("-inf")) > _USED_SECONDS:
             self._noted[key.id] = now
-            self._catalog.use_key(key.id)
+            with suppress(SQLAlchemyError):  # a request is worth more than the note
+                self._catalog.use_key(key.id)
 
 
 class Authentication:
@@ -96,7 +133,7 @@ class Authentication:
             return
         header = Headers(scope=scope).get("authorization")
         try:
-            principal = await anyio.to_thread.run_sync(self._authenticator.principal, header)
+            principal = await self._authenticator.find(header)
         except Unauthorized as error:
             await handlers.response(error)(scope, receive, send)
             return

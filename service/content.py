@@ -1,27 +1,42 @@
 """Immutable content below `home`: staged under a temporary name, then renamed to its digest."""
 
+import fcntl
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 STAGING = ".staging-"
-_ABANDONED_SECONDS = 24 * 3600.0
 
 
 @contextmanager
 def staging(parent: Path) -> Iterator[Path]:
-    """A new directory below `parent`, gone at the end unless it was placed."""
+    """A new directory below `parent`, gone at the end unless it was placed.
+
+    A lock on it, which ends with this process however that goes, tells that it is in use.
+    """
     parent.mkdir(parents=True, exist_ok=True)
-    directory = Path(tempfile.mkdtemp(prefix=STAGING, dir=parent))
+    directory, lock = _locked(parent)
     try:
         yield directory
     finally:
+        os.close(lock)
         remove(directory)
+
+
+def _locked(parent: Path) -> tuple[Path, int]:
+    """A new directory that this process has locked, and the lock."""
+    while True:
+        directory = Path(tempfile.mkdtemp(prefix=STAGING, dir=parent))
+        lock = os.open(directory, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if directory.exists():  # no sweep came between
+            return directory, lock
+        os.close(lock)
 
 
 def copy(source: BinaryIO, target: Path) -> None:
@@ -64,8 +79,12 @@ def quarantine(path: Path, folder: Path, reason: str) -> Path:
 
 
 def sweep(parent: Path) -> None:
-    """Remove what a killed process left half-made; what is being made elsewhere is younger."""
-    if parent.is_dir():
-        for path in parent.glob(f"{STAGING}*"):
-            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+    """Remove what a killed process left half-made, and nothing that another one is making."""
+    for path in parent.glob(f"{STAGING}*"):
+        with suppress(FileNotFoundError, BlockingIOError):
+            lock = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 remove(path)
+            finally:
+                os.close(lock)

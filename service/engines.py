@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import math
 import os
+import re
 import signal
 import tempfile
 import time
@@ -16,6 +17,7 @@ from urllib.parse import quote
 import httpx
 import structlog
 
+from service import upstream
 from service.errors import AdapterRejected, EngineUnavailable, NotFound
 from service.privacy import public
 from service.settings import Settings
@@ -33,6 +35,7 @@ EXPECTED_START = 30.0  # seconds, until an engine has shown its own
 ADMIN_TIMEOUT = httpx.Timeout(120.0, connect=5.0)
 SOCKET_PATH_BYTES = 107  # what the kernel takes, without the final zero
 
+_TOKENS = re.compile(r"^vllm:(?:generation|prompt)_tokens_total\S* (\S+)$", re.MULTILINE)
 _log = structlog.get_logger("engines")
 
 
@@ -60,6 +63,7 @@ class Engine:
             base_url="http://engine",
             timeout=httpx.Timeout(None, connect=5.0),
         )
+        self.session = upstream.session(socket)
         self._settings = settings
         self._socket = socket
         self._pid: int | None = None
@@ -67,6 +71,7 @@ class Engine:
         self._failure: str | None = None
         self._expected_start = EXPECTED_START
         self._due = time.monotonic() + EXPECTED_START  # when it may be ready again
+        self._heard = time.monotonic()
         self._adapters: dict[str, asyncio.Task[None]] = {}
         self._supervisor = asyncio.create_task(self._supervise())
 
@@ -85,6 +90,11 @@ class Engine:
         await asyncio.wait([self._supervisor])
         self.state = "stopped"
         await self.client.aclose()
+        await self.session.close()
+
+    def heard(self) -> None:
+        """Note that the child says something."""
+        self._heard = time.monotonic()
 
     # Adapters
 
@@ -213,12 +223,52 @@ class Engine:
 
     async def _until_down(self, child: asyncio.subprocess.Process) -> str:
         """Why the child is of no more use: it left, or it says that its engine core is dead."""
+        self.heard()
         while True:
             with contextlib.suppress(TimeoutError):
                 return f"exited with code {await asyncio.wait_for(child.wait(), WATCH_SECONDS)}"
             with contextlib.suppress(httpx.TransportError):
                 if (await self.client.get("/health", timeout=5.0)).status_code == 503:
                     return "lost its engine core"
+            if not await self._lives(child):
+                _signal_group(child, signal.SIGKILL)  # it would not hear anything gentler
+                return f"made no token in {self._settings.engine_hang_seconds:.0f} s"
+
+    async def _lives(self, child: asyncio.subprocess.Process) -> bool:
+        """Whether a silent engine makes a token when it is asked for one.
+
+        One that is busy may let the probe wait; then it counts that it made tokens for others.
+        """
+        if time.monotonic() - self._heard < self._settings.engine_probe_seconds:
+            return True
+        asked, made = time.monotonic(), await self._tokens_made()
+        probe = {"model": self.name, "prompt": [0], "max_tokens": 1}
+        answer = asyncio.create_task(
+            self.client.post("/v1/completions", json=probe, timeout=httpx.Timeout(None))
+        )
+        gone = asyncio.create_task(child.wait())
+        limit = self._settings.engine_hang_seconds
+        try:
+            await asyncio.wait((answer, gone), timeout=limit, return_when="FIRST_COMPLETED")
+        finally:
+            answer.cancel()
+            gone.cancel()
+            await asyncio.wait((answer, gone))
+        if not gone.cancelled():
+            return True  # it left by itself
+        if not answer.cancelled():
+            if answer.exception() is None:  # it answered, if only with an error
+                self.heard()
+            return time.monotonic() - self._heard < limit
+        return self._heard > asked or made != await self._tokens_made()
+
+    async def _tokens_made(self) -> float | None:
+        """As the engine counts them; None where it does not say."""
+        try:
+            text = (await self.client.get("/metrics", timeout=5.0)).text
+        except httpx.TransportError:
+            return None
+        return sum(map(float, _TOKENS.findall(text)))
 
 
 def _failed(task: asyncio.Task[None]) -> bool:

@@ -2,6 +2,8 @@
 
 from typing import ClassVar
 
+from pydantic import BaseModel
+
 
 class GraftworkError(Exception):
     """An error with an HTTP status; the docstring of a subclass is its default message."""
@@ -20,6 +22,19 @@ class GraftworkError(Exception):
         super().__init__(message or type(self).__doc__)
         self.param = param
         self.retry_after = retry_after
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong; `param` names the field that it is about."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | int | None  # an engine's own errors have numbers
+
+
+class ErrorBody(BaseModel):
+    error: ErrorDetail
 
 
 class NotFound(GraftworkError):
@@ -68,6 +83,36 @@ class EngineUnavailable(GraftworkError):
     """The engine that serves this base is starting or restarting; try again shortly."""
 
     status, code = 503, "engine_unavailable"
+
+
+class Overloaded(GraftworkError):
+    """More requests wait for this engine than it can take; try again later."""
+
+    status, code = 503, "overloaded"
+
+
+class DeadlineExceeded(GraftworkError):
+    """The request was not answered in the time that it had; try again later, or allow more."""
+
+    status, code = 503, "deadline_exceeded"
+
+
+class DatabaseUnavailable(GraftworkError):
+    """The database does not answer; try again shortly."""
+
+    status, code = 503, "database_unavailable"
+
+
+class StorageFull(GraftworkError):
+    """The server's disk is full; nothing of this request was kept."""
+
+    status, code = 507, "storage_full"
+
+
+class RequestTimeout(GraftworkError):
+    """The body came too slowly."""
+
+    status, code, type = 408, "request_timeout", "invalid_request_error"
 
 
 class AdapterRejected(GraftworkError):

@@ -1,17 +1,22 @@
 """One shape for every error, OpenAI's: {"error": {message, type, param, code}}."""
 
+import errno
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from pruning.errors import InvalidInput
-from service.errors import GraftworkError
+from service.errors import DatabaseUnavailable, GraftworkError, StorageFull
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_RETRY_AFTER = 2  # seconds; nobody can tell when a database is back
 _CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody receives it, the log shows it
 
 
@@ -45,6 +50,21 @@ def response(error: GraftworkError) -> JSONResponse:
     return JSONResponse(content, error.status, headers)
 
 
+def foreseen(error: BaseException | None) -> GraftworkError | None:
+    """What a failure below us is to callers, where it is no mistake of ours."""
+    if isinstance(error, GraftworkError):
+        return error
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return StorageFull()
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+        reason = str(getattr(error, "orig", None) or error)
+        if "no such" in reason:
+            return None
+        full = "is full" in reason or "No space left" in reason
+        return StorageFull() if full else DatabaseUnavailable(retry_after=_RETRY_AFTER)
+    return None
+
+
 async def _graftwork_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, GraftworkError)
     return response(error)
@@ -73,8 +93,8 @@ def _field(location: tuple[str | int, ...]) -> str | None:
 
 async def _http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    if isinstance(error.__cause__, GraftworkError):  # raised while FastAPI read the body
-        return await _graftwork_error(request, error.__cause__)
+    if (cause := foreseen(error.__cause__)) is not None:  # raised while FastAPI read the body
+        return response(cause)
     message = {
         404: f"there is nothing at {request.url.path}",
         405: f"{request.url.path} does not take {request.method}",

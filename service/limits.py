@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import anyio.to_thread
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -152,7 +153,12 @@ class Limits:
     async def _tenant(self, name: str) -> _Tenant:
         tenant = self._tenants.get(name)
         if tenant is None or time.monotonic() - tenant.read > _KEPT_SECONDS:
-            quota = await anyio.to_thread.run_sync(self._quota_of, name)
+            try:
+                quota = await anyio.to_thread.run_sync(self._quota_of, name)
+            except SQLAlchemyError:
+                if tenant is None:
+                    raise
+                quota = tenant.quota  # as it was, while the database does not answer
             tenant = self._tenants.setdefault(name, _Tenant(quota, time.monotonic()))
             tenant.hold_to(quota)
         return tenant

@@ -67,7 +67,30 @@ class Metrics:
             ("outcome",),
             registry=self.registry,
         )
+        self._waits = Histogram(
+            "graftwork_admission_seconds",
+            "Time that requests waited for a place in their engine.",
+            ("engine",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._shed = Counter(
+            "graftwork_requests_shed",
+            "Requests refused because too many waited (overloaded) or waited too long (deadline).",
+            ("engine", "reason"),
+            registry=self.registry,
+        )
         self._models: set[str] = set()
+
+    def watch_queues(self, lengths: Callable[[], Mapping[str, int]]) -> None:
+        """Show how many requests wait for each engine."""
+        self.registry.register(_Queues(lengths))
+
+    def observe_wait(self, engine: str, seconds: float) -> None:
+        self._waits.labels(engine).observe(seconds)
+
+    def observe_shed(self, engine: str, reason: str) -> None:
+        self._shed.labels(engine, reason).inc()
 
     def watch_compositions(
         self,
@@ -149,6 +172,21 @@ class _Families(Collector):
 
     def collect(self) -> Iterable[Metric]:
         return self._families
+
+
+class _Queues(Collector):
+    """How many wait, read when it is asked for."""
+
+    def __init__(self, lengths: Callable[[], Mapping[str, int]]):
+        self._lengths = lengths
+
+    def collect(self) -> Iterable[Metric]:
+        waiting = GaugeMetricFamily(
+            "graftwork_requests_waiting", "Requests waiting for an engine.", labels=("engine",)
+        )
+        for engine, length in self._lengths().items():
+            waiting.add_metric((engine,), length)
+        return [waiting]
 
 
 class _Tiers(Collector):

@@ -1,5 +1,6 @@
 """Around every request: an id, a limit on its body, a log line, figures, and a last resort."""
 
+import asyncio
 import re
 import time
 from uuid import uuid4
@@ -8,22 +9,27 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import PayloadTooLarge
-from service.handlers import internal_error
+from service.errors import PayloadTooLarge, RequestTimeout
+from service.handlers import foreseen, internal_error, response
 from service.metrics import Metrics
 
+_SLOWEST = 1000  # bytes a second
 _REQUEST_ID = re.compile(r"[\w.-]{1,128}")
 _UNLOGGED = frozenset({"/health", "/ready", "/metrics"})  # machines ask every few seconds
 _log = structlog.get_logger("access")
 
 
 class BodyLimit:
-    """Stop reading a body as soon as it exceeds its limit: uploads have a larger one."""
+    """Stop reading a body as soon as it exceeds its limit: uploads have a larger one.
 
-    def __init__(self, app: ASGIApp, *, upload_limit: int, limit: int):
+    One that comes more slowly than `_SLOWEST` for longer than `stall` seconds is not read on.
+    """
+
+    def __init__(self, app: ASGIApp, *, upload_limit: int, limit: int, stall: float):
         self._app = app
         self._upload_limit = upload_limit
         self._limit = limit
+        self._stall = stall
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -31,10 +37,17 @@ class BodyLimit:
             return
         upload = Headers(scope=scope).get("content-type", "").startswith("multipart/")
         limit, seen = self._upload_limit if upload else self._limit, 0
+        started, complete = asyncio.get_running_loop().time(), False
 
         async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, complete
+            latest = None if complete else started + self._stall + seen / _SLOWEST
+            try:
+                async with asyncio.timeout_at(latest):
+                    message = await receive()
+            except TimeoutError as error:
+                raise RequestTimeout(f"{seen} bytes of the body came in time") from error
+            complete = not message.get("more_body", False)
             seen += len(message.get("body", b""))
             if seen > limit:
                 raise PayloadTooLarge(f"the request body exceeds {limit} bytes")
@@ -70,11 +83,15 @@ class Observation:
         try:
             with self._metrics.in_flight.track_inprogress():
                 await self._app(scope, receive, observed)
-        except Exception:
-            _log.exception("unexpected error", path=scope["path"])
+        except Exception as error:
+            known = foreseen(error)
+            if known is None:
+                _log.exception("unexpected error", path=scope["path"])
+            else:
+                _log.warning("failure", path=scope["path"], error=str(error))
             if status:
                 raise
-            await internal_error()(scope, receive, observed)
+            await (response(known) if known else internal_error())(scope, receive, observed)
         finally:
             self._record(scope, status, time.perf_counter() - started)
 

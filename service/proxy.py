@@ -7,37 +7,38 @@ stops generating.
 
 import asyncio
 import json
+import math
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
-import anyio
+import aiohttp
 import anyio.to_thread
-import httpx
 import structlog
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
 from pruning.errors import InvalidInput
-from service import handlers
+from service.admission import Admission
 from service.catalog import Catalog
 from service.composer import Composer
 from service.composition import FIELDS
 from service.engines import Engine, Engines
-from service.errors import EngineUnavailable, NotFound
+from service.errors import DeadlineExceeded, EngineUnavailable, NotFound
 from service.metrics import Metrics
-from service.models import Model, resolve
+from service.models import Model
 from service.privacy import public_refusal
+from service.resolver import Resolver
+from service.settings import Settings
 from service.tenants import Principal, mark
+from service.upstream import Stream, is_stream
 from service.verification import Loading
 
+DEADLINE = "x-request-timeout"  # header: seconds until the end of the answer
 _RETRY_AFTER = 2  # seconds; what an engine needs at least before anybody can tell more
 _PASSED_ON = ("content-type", "retry-after")
-_EVENTS = "text/event-stream"
-_TIMEOUT = httpx.Timeout(None, connect=5.0)  # an engine may queue and think as long as it likes
-_HEALTH_TIMEOUT = 5.0
+_HEALTH_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
 _T = TypeVar("_T")
 _log = structlog.get_logger("proxy")
 
@@ -45,53 +46,115 @@ _log = structlog.get_logger("proxy")
 class Proxy:
     """Forwards the requests of the OpenAI API that generate."""
 
-    def __init__(self, engines: Engines, composer: Composer, loading: Loading, metrics: Metrics):
+    def __init__(
+        self,
+        settings: Settings,
+        engines: Engines,
+        composer: Composer,
+        loading: Loading,
+        admission: Admission,
+        catalog: Catalog,
+        metrics: Metrics,
+    ):
+        self._settings = settings
         self._loading = loading
         self._engines = engines
         self._composer = composer
+        self._admission = admission
+        self._resolver = Resolver(catalog)
         self._metrics = metrics
 
-    async def forward(self, request: Request, catalog: Catalog, asks: Principal) -> Response:
+    async def forward(self, request: Request, asks: Principal) -> Response:
         """Answer `request` with what the engine of its model answers at the same path.
 
-        Raises InvalidInput, ModelNotFound, EngineUnavailable or AdapterRejected.
+        Raises InvalidInput, ModelNotFound, Overloaded, DeadlineExceeded, EngineUnavailable or
+        AdapterRejected.
         """
         started = time.perf_counter()
-        body = _parse(await request.body())
-        model = await anyio.to_thread.run_sync(resolve, catalog, body)
+        deadline = self._deadline(request)
+        content = await request.body()
+        body = _parse(content)
+        model = await self._resolver.find(asks.tenant, body)
         request.state.model = label = model.id if asks.key is None else model.public_id
-        own = {key: value for key, value in body.items() if key not in FIELDS}
-        if asks.key is not None:
-            own["cache_salt"] = mark(asks.tenant, str(own.get("cache_salt", "")))
         async with AsyncExitStack() as held:
-            engine, name = await self._prepare(model, held)
-            upstream = await _unless_disconnected(
-                request, _send(engine, request, {**own, "model": name})
-            )
+            work = self._ask(request, model, asks, _Body(content, body), held, deadline)
+            engine, upstream = await _unless_disconnected(request, _before(deadline, work))
             headers = {k: v for k in _PASSED_ON if (v := upstream.headers.get(k)) is not None}
-            if upstream.is_closed:
-                content = public_refusal(upstream.status_code, upstream.content)
-                return Response(content, upstream.status_code, headers)
+            if not is_stream(upstream):
+                answer = public_refusal(upstream.status, await upstream.read())
+                return Response(answer, upstream.status, headers)
+            seen = False
 
-            def first_event() -> None:
-                self._metrics.observe_first_token(label, time.perf_counter() - started)
+            def heard() -> None:
+                nonlocal seen
+                engine.heard()
+                if not seen:
+                    seen = True
+                    self._metrics.observe_first_token(label, time.perf_counter() - started)
 
-            held.push_async_callback(upstream.aclose)
-            return _Stream(upstream, held.pop_all(), first_event, headers)
+            stall = self._settings.stall_timeout
+            return Stream(upstream, held.pop_all(), headers, heard, deadline, stall)
 
-    async def _prepare(self, model: Model, held: AsyncExitStack) -> tuple[Engine, str]:
-        """The engine, and the model's name in it, where it stays until `held` is closed."""
+    def _deadline(self, request: Request) -> float | None:
+        """When the request must have been answered, as a time of the event loop."""
+        most = self._settings.request_timeout
+        seconds = _seconds(request.headers.get(DEADLINE), most)
+        return None if seconds is None else asyncio.get_running_loop().time() + seconds
+
+    async def _ask(
+        self,
+        request: Request,
+        model: Model,
+        asks: Principal,
+        body: "_Body",
+        held: AsyncExitStack,
+        deadline: float | None,
+    ) -> tuple[Engine, aiohttp.ClientResponse]:
+        """The engine's answer, once it is the request's turn; what it takes is in `held`."""
+        engine = self._engine(model)
+        bare = model.adapter is None and model.composed is None
+        adapter = None if bare else model.engine_name
+        await held.enter_async_context(
+            self._admission.turn(engine.name, asks.tenant, adapter, deadline)
+        )
+        engine = self._engine(model)  # it may have gone down meanwhile
+        name = await self._prepare(engine, model, held)
+        upstream = await _send(engine, request, body.naming(name, asks))
+        held.callback(upstream.close)
+        return engine, upstream
+
+    def _engine(self, model: Model) -> Engine:
         try:
-            engine = self._engines.get(model.base.id)
+            return self._engines.get(model.base.id)
         except NotFound as error:  # a base so new that its engine has not been started
             raise EngineUnavailable(retry_after=_RETRY_AFTER) from error
+
+    async def _prepare(self, engine: Engine, model: Model, held: AsyncExitStack) -> str:
+        """The model's name in its engine, where it stays until `held` is closed."""
         if model.composed is not None:
-            return engine, await held.enter_async_context(self._composer.hold(engine, model))
+            return await held.enter_async_context(self._composer.hold(engine, model))
         if model.adapter is not None:
             if not engine.holds(model.engine_name):
                 await anyio.to_thread.run_sync(self._loading.check, model.adapter)
             await engine.ensure_adapter(model.engine_name, model.adapter.path)
-        return engine, model.engine_name
+        return model.engine_name
+
+
+class _Body:
+    """A request's body, as it came and as JSON."""
+
+    def __init__(self, content: bytes, parsed: dict[str, Any]):
+        self._content = content
+        self.parsed = parsed
+
+    def naming(self, model: str, asks: Principal) -> bytes:
+        """What the engine gets: the bytes that came, where nothing changes in them."""
+        own = {key: value for key, value in self.parsed.items() if key not in FIELDS}
+        if asks.key is not None:
+            own["cache_salt"] = mark(asks.tenant, str(own.get("cache_salt", "")))
+        elif len(own) == len(self.parsed) and own["model"] == model:
+            return self._content
+        return json.dumps({**own, "model": model}).encode()
 
 
 def _parse(content: bytes) -> Any:
@@ -101,80 +164,43 @@ def _parse(content: bytes) -> Any:
         raise InvalidInput("body", f"is not valid JSON: {error}") from error
 
 
-async def _send(engine: Engine, request: Request, body: dict[str, Any]) -> httpx.Response:
-    """The engine's answer: read to its end, or still open when it is a stream of events."""
-    client = engine.client
-    upstream = client.build_request(
-        "POST",
-        request.url.path,
-        content=json.dumps(body).encode(),
-        headers={
-            "content-type": "application/json",
-            "accept-encoding": "identity",
-            "x-request-id": request.state.request_id,
-        },
-        timeout=_TIMEOUT,
-    )
+def _seconds(header: str | None, most: float | None) -> float | None:
+    if header is None:
+        return most
     try:
-        response = await client.send(upstream, stream=True)
-        if not response.headers.get("content-type", "").startswith(_EVENTS):
-            await response.aread()
-        if response.is_server_error:  # is it the answer of an engine that is dying?
-            (await client.get("/health", timeout=_HEALTH_TIMEOUT)).raise_for_status()
-            _log.warning("engine failed", engine=engine.name, error=response.text)
-        return response
-    except httpx.HTTPError as error:
+        seconds = float(header)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InvalidInput(DEADLINE, f"must be a number of seconds above 0, not {header[:40]!r}")
+    return seconds if most is None else min(seconds, most)
+
+
+async def _send(engine: Engine, request: Request, content: bytes) -> aiohttp.ClientResponse:
+    """The engine's answer: read to its end, or still open when it is a stream of events."""
+    headers = {"content-type": "application/json", "x-request-id": request.state.request_id}
+    try:
+        response = await engine.session.post(request.url.path, data=content, headers=headers)
+        if not is_stream(response):
+            await response.read()
+        if response.status >= 500:  # is it the answer of an engine that is dying?
+            async with engine.session.get("/health", timeout=_HEALTH_TIMEOUT) as health:
+                health.raise_for_status()
+            _log.warning("engine failed", engine=engine.name, error=await response.text())
+    except (aiohttp.ClientError, TimeoutError) as error:
         _log.warning("engine failed", engine=engine.name, error=repr(error))
         raise EngineUnavailable(retry_after=_RETRY_AFTER) from error
+    engine.heard()
+    return response
 
 
-class _Stream(StreamingResponse):
-    """Closes what it holds whatever happens: the engine learns from its upstream to stop."""
-
-    def __init__(
-        self,
-        upstream: httpx.Response,
-        held: AsyncExitStack,
-        first_event: Callable[[], None],
-        headers: dict[str, str],
-    ):
-        super().__init__(_events(upstream, first_event), upstream.status_code, headers)
-        self._held = held
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self._held.aclose()
-
-
-async def _events(
-    upstream: httpx.Response, first_event: Callable[[], None]
-) -> AsyncIterator[bytes]:
-    """The events of a stream, byte for byte, none of them in part.
-
-    An engine that dies in the middle leaves an error event where its next one would have been.
-    """
-    pending, started = b"", False
+async def _before(deadline: float | None, work: Coroutine[Any, Any, _T]) -> _T:
+    """The result of `work`; DeadlineExceeded when it takes too long."""
     try:
-        async for chunk in upstream.aiter_raw():
-            whole, end, pending = (pending + chunk).rpartition(b"\n\n")
-            if end:
-                if not started:
-                    started = True
-                    first_event()
-                yield whole + end
-        if pending:
-            yield pending
-    except httpx.TransportError as error:
-        _log.warning("engine failed in the middle of a stream", error=repr(error))
-        lost = handlers.body(
-            "the engine stopped in the middle of this answer; send the request again",
-            EngineUnavailable.type,
-            code=EngineUnavailable.code,
-        )
-        yield f"data: {json.dumps(lost)}\n\n".encode()
+        async with asyncio.timeout_at(deadline):
+            return await work
+    except TimeoutError as error:
+        raise DeadlineExceeded(retry_after=_RETRY_AFTER) from error
 
 
 async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, _T]) -> _T:

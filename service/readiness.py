@@ -3,12 +3,15 @@
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.catalog import Catalog
+from service.connections import Drain
 from service.engines import Engines
 from service.tenants import mark
 
 
-def waiting(catalog: Catalog, engines: Engines) -> dict[str, str]:
+def waiting(catalog: Catalog, engines: Engines, drain: Drain) -> dict[str, str]:
     """What is not ready, and its state; empty when everything is."""
+    if drain.begun:
+        return {"gateway": "stopping"}
     try:
         served = catalog.every_base(serve=True)
     except SQLAlchemyError:

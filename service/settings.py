@@ -48,8 +48,35 @@ class Settings(BaseSettings):
     engine_gpu_memory: float = Field(
         0.4, gt=0, le=1, description="fraction of a GPU's memory that each engine on it takes"
     )
+    engine_concurrent_requests: int = Field(
+        256, ge=1, description="of one engine, at a time; more of them wait in the gateway"
+    )
+    engine_queue_requests: int = Field(
+        1024, ge=1, description="that wait for one engine; more of them are refused"
+    )
+    request_timeout: float | None = Field(
+        None, gt=0, description="seconds until a request is answered to its end; no limit if absent"
+    )
+    stall_timeout: float = Field(
+        30.0, gt=0, description="seconds that a client may not read, or not send what it announced"
+    )
+    drain_delay: float = Field(
+        0.0, ge=0, description="seconds from SIGTERM, when /ready says no, to the last new request"
+    )
+    drain_timeout: float = Field(
+        20.0, ge=0, description="seconds that open requests get after that"
+    )
+    engine_probe_seconds: float = Field(
+        15.0, gt=0, description="silence after which an engine is asked for a token"
+    )
+    engine_hang_seconds: float = Field(
+        60.0, gt=0, description="without any token after that, until it is started again"
+    )
     engine_threads: int = Field(1, ge=1, description="OpenMP threads of a CPU engine")
     engine_start_timeout: float = Field(300.0, gt=0, description="seconds until ready")
+    engine_command: str = Field(
+        "", description="what is started in the place of vLLM, with vLLM's arguments"
+    )
     engine_args: str = Field("", description="further arguments for vLLM, as on its command line")
     tenant_requests_per_minute: int | None = Field(
         None, ge=1, description="of each tenant; no limit when absent"

@@ -12,14 +12,15 @@ from pathlib import Path
 from pruning.geometry import Geometry
 from service.settings import Settings
 
+LAUNCH = [sys.executable, "-m", "service.engine.launch"]
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM has kernels for
 
 
 def arguments(name: str, model: Path, socket: Path, settings: Settings) -> list[str]:
     """The command line of an engine that serves `model` as `name` on a Unix socket."""
     rank = min((r for r in RANKS if r >= settings.engine_max_lora_rank), default=RANKS[-1])
-    command = [sys.executable, "-m", "service.engine.launch"]
-    command += ["--model", str(model.absolute()), "--served-model-name", name]
+    command = shlex.split(settings.engine_command) or LAUNCH
+    command = [*command, "--model", str(model.absolute()), "--served-model-name", name]
     command += ["--uds", str(socket), "--disable-uvicorn-access-log"]
     command += ["--enable-lora", "--max-lora-rank", str(rank)]
     command += ["--max-loras", str(settings.engine_max_loras)]

@@ -17,6 +17,7 @@ NAMES = (
     "merge",
     "quality",
     "recovery",
+    "reliability",
     "schedules",
     "sweep",
 )

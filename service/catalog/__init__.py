@@ -11,6 +11,7 @@ from service.catalog.keys import Keys
 from service.catalog.profiles import Profiles
 from service.catalog.publication import Publication
 from service.catalog.quotas import Quotas
+from service.catalog.revision import Revision
 from service.database import connect
 from service.quotas import UNLIMITED, Quota
 
@@ -36,8 +37,10 @@ class Catalog(
     def __init__(self, url: str, quota: Quota = UNLIMITED):
         """Open a database whose tenants have `quota` unless they have their own."""
         super().__init__(connect(url))
+        self.revision = Revision(self._engine)
         self._common = quota
         migrations.upgrade(self._engine)
 
     def close(self) -> None:
+        self.revision.close()
         self._engine.dispose()

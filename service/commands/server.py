@@ -1,9 +1,12 @@
 """`graftwork serve` and `graftwork worker`: the long-running processes."""
 
+import gc
 import importlib.metadata
 import importlib.util
 import logging
+import math
 import os
+import resource
 import signal
 import socket
 import sys
@@ -11,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import structlog
 import typer
@@ -24,10 +28,10 @@ from service.authentication import is_loopback
 from service.catalog import Catalog
 from service.commands import configuration, lifeline
 from service.commands.failure import CommandFailed
+from service.connections import Connection, Server
 from service.settings import Settings
 
 _PLUGIN_GROUPS = ("vllm.general_plugins", "vllm.endpoint_plugins")
-_LAST_ANSWERS = 20  # seconds that open requests get when the gateway stops
 _WORKER_STOP = 10.0
 _STABLE = 60.0  # a worker that lived this long starts again without delay
 _MAX_DELAY = 30.0
@@ -37,14 +41,22 @@ _log = structlog.get_logger("serve")
 def serve(on_lifeline: bool) -> None:
     """Run the gateway and, unless the settings say otherwise, a worker, until SIGTERM or Ctrl-C."""
     settings = _prepare()
-    _require_engine()
+    if not settings.engine_command:
+        _require_engine()
     listener = _listen(settings)
+    _allow_many_connections()
     with _database_errors(settings):
         app = create_app(settings)
         _require_key(settings, app.state.catalog)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_graceful_shutdown=_LAST_ANSWERS
+        app,
+        http=partial(Connection, settings.stall_timeout),  # type: ignore[arg-type]
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout),
     )
+    gc.collect()
+    gc.freeze()  # what is there now stays: collections need not walk it, and take less time
     # uvicorn raises its signal again when it has shut down; this leaves by the `finally`s.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if on_lifeline:
@@ -52,7 +64,7 @@ def serve(on_lifeline: bool) -> None:
     with listener, _worker_beside(settings):
         _log.info("listening", url=f"http://{settings.host}:{settings.port}")
         try:
-            uvicorn.Server(config).run(sockets=[listener])
+            Server(config, app.state.drain, settings.drain_delay).run(sockets=[listener])
         except KeyboardInterrupt:
             _log.info("stopped")
 
@@ -115,6 +127,12 @@ def _listen(settings: Settings) -> socket.socket:
             f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; "
             f"choose another port: GRAFTWORK_PORT={settings.port + 1} graftwork serve"
         ) from error
+
+
+def _allow_many_connections() -> None:
+    """Every request that is open takes two files: towards its client, and towards its engine."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from service import readiness
-from service.dependencies import CatalogDep, EnginesDep
+from service.dependencies import CatalogDep, DrainDep, EnginesDep
 
 router = APIRouter(tags=["health"])
 
@@ -29,8 +29,13 @@ async def health() -> Health:
 
 
 @router.get("/ready", responses={503: {"model": Readiness}})
-def ready(catalog: CatalogDep, engines: EnginesDep, response: Response) -> Readiness:
-    """200 when the database answers and the engine of every served base is ready, else 503."""
-    waiting = readiness.waiting(catalog, engines)
+def ready(
+    catalog: CatalogDep, engines: EnginesDep, drain: DrainDep, response: Response
+) -> Readiness:
+    """200 when the database answers and the engine of every served base is ready, else 503.
+
+    503 as well once the gateway has been told to stop.
+    """
+    waiting = readiness.waiting(catalog, engines, drain)
     response.status_code = 503 if waiting else 200
     return Readiness(ready=not waiting, waiting=waiting)

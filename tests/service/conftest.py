@@ -27,6 +27,7 @@ from service.app import create_app
 from service.engines import EngineStatus
 from service.errors import AdapterRejected, EngineUnavailable, NotFound
 from service.settings import Settings
+from service.upstream import session
 
 EXPOSITION = """\
 # HELP vllm:generation_tokens_total Generated tokens.
@@ -146,6 +147,8 @@ class StandInEngine:
         self.rejects = self.rejects_new = False
         transport = httpx.AsyncHTTPTransport(uds=str(socket))
         self.client = httpx.AsyncClient(transport=transport, base_url="http://engine")
+        self.session = session(socket)
+        self.heard = lambda: None
 
     def holds(self, name: str) -> bool:
         return name in self.adapters
@@ -191,7 +194,9 @@ class StandInEngines:
         for name in desired.keys() - self.running.keys():
             self.running[name] = StandInEngine(name, self.run / f"{name}.sock")
         for name in self.running.keys() - desired.keys():
-            await self.running.pop(name).client.aclose()
+            gone = self.running.pop(name)
+            await gone.client.aclose()
+            await gone.session.close()
 
     def get(self, base: str) -> StandInEngine:
         if base not in self.running:

@@ -37,8 +37,9 @@ def test_a_lost_database_is_told_apart(demo: httpx.Client, app: FastAPI):
     app.state.catalog._engine = sa.create_engine("sqlite:////nowhere/at.all")
     assert demo.get("/ready").json() == {"ready": False, "waiting": {"database": "unreachable"}}
     response = demo.get("/v1/models")
-    assert response.status_code == 500
-    assert response.json()["error"]["code"] == "internal_error"
+    assert response.status_code == 503
+    assert int(response.headers["retry-after"]) > 0
+    assert response.json()["error"]["code"] == "database_unavailable"
     assert "nowhere" not in response.text
     assert response.headers["x-request-id"]
 
