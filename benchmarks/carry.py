@@ -54,7 +54,7 @@ RANKS = (8, 4, 16)
 TRAINING_STEPS = 200  # of adapters that are not bundled
 TARGETS = (0.25, 0.5)
 STEPS = 50
-CARRY_SEQUENCES = 16  # as many tokens an adapter is refit on at most
+CARRY_SEQUENCES = 32  # half as many tokens, 4,096, an adapter is refit on at most
 WAYS: Mapping[str, dict[str, Any] | None] = {
     "dense": None,
     "project": {"carry": "project"},

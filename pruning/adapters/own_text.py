@@ -89,7 +89,10 @@ def own_texts(spec: PruneSpec, ids_ST: Tensor, enough: int | None = None) -> dic
 
 
 def share_of_budget(spec: PruneSpec) -> int:
-    """The tokens that each adapter of a job is refit on at most: together, as many as the base."""
+    """The tokens that each adapter of a job is refit on at most.
+
+    Together half as many as the base is calibrated on: each passes two bases.
+    """
     calibration = spec.recipe.calibration
-    budget = calibration.sequences * calibration.length
+    budget = calibration.sequences * calibration.length // 2
     return max(LEAST_TOKENS, budget // max(1, len(spec.adapters)))

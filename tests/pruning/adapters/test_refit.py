@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from pruning.adapters.algebra import Bag, adapter_of, scale
 from pruning.adapters.atoms import Adapter
 from pruning.adapters.carry import Cut
-from pruning.adapters.own_text import OwnText
+from pruning.adapters.own_text import OwnText, share_of_budget
 from pruning.adapters.refit import closest, refit_adapters
 from pruning.allocation import budget
 from pruning.architectures.llama import LINEARS
@@ -246,6 +246,22 @@ def test_in_company_an_adapter_is_refit_as_it_is_alone(
         for key, atoms in alone.atoms.items():
             torch.testing.assert_close(together[name].atoms[key].a, atoms.a)
             torch.testing.assert_close(together[name].atoms[key].b, atoms.b)
+
+
+@pytest.mark.parametrize(("count", "tokens"), [(1, 16384), (16, 1024), (32, 512), (100, 512)])
+def test_adapters_share_half_of_the_calibration_tokens_and_have_512_at_least(
+    count: int, tokens: int
+):
+    text = {"file": "file-1"}  # 128 sequences of 256 tokens
+    recipe = {"name": "slim", "base": "dense", "target": 0.3, "calibration": text}
+    spec = PruneSpec(
+        recipe=Recipe.model_validate({**recipe, "evaluation": text}),
+        base=Path("base"),
+        adapters={str(number): Path("adapter") for number in range(count)},
+        calibration=Path("text"),
+        evaluation=Path("text"),
+    )
+    assert share_of_budget(spec) == tokens
 
 
 def test_padding_is_not_run_and_changes_nothing(tmp_path: Path, dense_base: Callable[[str], Path]):
