@@ -1,7 +1,6 @@
 """Adapters over HTTP: registered or uploaded whole, or not at all; deleted for real."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import sqlalchemy as sa
 from fastapi import FastAPI
 from safetensors.numpy import load_file, save_file
 
+from service import content
 from service.app import create_app
 from service.settings import Settings
 
@@ -262,11 +262,11 @@ def test_an_unknown_id_is_not_found(demo: httpx.Client, id: str):
 async def test_what_a_killed_process_left_is_swept_at_the_next_start(
     settings: Settings, engines: Any
 ):
-    leftover, current = (settings.adapters / f".staging-{name}" for name in ("old", "new"))
-    for directory in (leftover, current):
-        directory.mkdir(parents=True)
-        (directory / WEIGHTS).write_bytes(b"half")
-    os.utime(leftover, (0, 0))
+    leftover = settings.adapters / f"{content.STAGING}old"
+    leftover.mkdir(parents=True)
     app = create_app(settings, engines)
-    async with app.router.lifespan_context(app):
-        assert list(settings.adapters.iterdir()) == [current]
+    with content.staging(settings.adapters) as current:
+        for directory in (leftover, current):
+            (directory / WEIGHTS).write_bytes(b"half")
+        async with app.router.lifespan_context(app):
+            assert list(settings.adapters.iterdir()) == [current]

@@ -346,6 +346,8 @@ def test_every_json_parses(
     assert len(tell("keys", "list")) == 2
     assert "acme" in [one["tenant"] for one in tell("tenants", "list")]
     assert "tokens_per_minute" in tell("tenants", "quota", "acme")
+    assert tell("audit")[0]["action"] == "key.revoke"
+    assert tell("verify") == tell("gc") == []
     assert tell("doctor")[0]["what"]
     assert told == set(LEAVES) - RUNNING - FINISHED
 

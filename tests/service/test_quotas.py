@@ -261,12 +261,15 @@ def test_the_command_line_shows_and_sets_quotas(tmp_path: Path, monkeypatch: pyt
         assert result.exit_code == code, result.output
         return result.output
 
-    assert json.loads(run("quota", "acme")) == Quota(concurrent_jobs=3).model_dump()
+    assert json.loads(run("quota", "acme", "--json")) == Quota(concurrent_jobs=3).model_dump()
     run("quota", "acme", "tokens_per_minute=1000", "concurrent_jobs=none")
-    shown = json.loads(run("quota", "acme", "stored_bytes=5"))
+    shown = json.loads(run("quota", "acme", "stored_bytes=5", "--json"))
     expected = Quota(tokens_per_minute=1000, concurrent_jobs=None, stored_bytes=5)
     assert shown == expected.model_dump()
-    assert json.loads(run("quota", "acme", "concurrent_jobs=default"))["concurrent_jobs"] == 3
+    assert (
+        json.loads(run("quota", "acme", "concurrent_jobs=default", "--json"))["concurrent_jobs"]
+        == 3
+    )
     (row,) = json.loads(run("list", "--json"))
     assert (row["tenant"], row["quota"]["tokens_per_minute"]) == ("acme", 1000)
     assert "1,000" in run("list")
