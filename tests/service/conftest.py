@@ -27,6 +27,7 @@ from service.app import create_app
 from service.engines import EngineStatus
 from service.errors import AdapterRejected, EngineUnavailable, NotFound
 from service.settings import Settings
+from service.tenants import SCOPES
 from service.upstream import session
 
 EXPOSITION = """\
@@ -297,3 +298,25 @@ def demo(gateway: httpx.Client, base_directory: Path, adapter_directory: Path) -
     while gateway.get("/ready").status_code != 200:
         time.sleep(0.02)
     return gateway
+
+
+@pytest.fixture
+def client_of(app: FastAPI, demo: httpx.Client) -> Callable[..., httpx.Client]:
+    """A client of a tenant, without the scope admin unless it is named."""
+
+    def make(tenant: str, *scopes: Any) -> httpx.Client:
+        _, key = app.state.catalog.add_key(tenant, "", scopes or SCOPES[:3])
+        headers = {"authorization": f"Bearer {key}"}
+        return httpx.Client(base_url=demo.base_url, headers=headers, timeout=20)
+
+    return make
+
+
+@pytest.fixture
+def acme(client_of: Callable[..., httpx.Client]) -> httpx.Client:
+    return client_of("acme")
+
+
+@pytest.fixture
+def umbra(client_of: Callable[..., httpx.Client]) -> httpx.Client:
+    return client_of("umbra")

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -15,23 +14,12 @@ from service import database, schema
 from service.cli import app as cli
 from service.errors import Conflict
 from service.settings import Settings
-from service.tenants import SCOPES
-
-
-@pytest.fixture
-def client(app: FastAPI, demo: httpx.Client) -> Callable[..., httpx.Client]:
-    def make(tenant: str, *scopes: Any) -> httpx.Client:
-        _, key = app.state.catalog.add_key(tenant, "", scopes or SCOPES[:3])
-        headers = {"authorization": f"Bearer {key}"}
-        return httpx.Client(base_url=demo.base_url, headers=headers, timeout=20)
-
-    return make
 
 
 def test_a_change_is_told_with_who_asked(
-    client: Callable[..., httpx.Client], adapter_directory: Path
+    client_of: Callable[..., httpx.Client], adapter_directory: Path
 ):
-    acme, admin = client("acme"), client("operators", "admin")
+    acme, admin = client_of("acme"), client_of("operators", "admin")
     files = [("files", (p.name, p.read_bytes())) for p in sorted(adapter_directory.iterdir())]
     form = {"name": "own", "base": "demo"}
     added = acme.post("/v1/adapters", data=form, files=files, headers={"x-request-id": "one"})

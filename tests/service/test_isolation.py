@@ -10,7 +10,6 @@ from fastapi import FastAPI
 
 from pruning.recipe import PruneSpec, Recipe, Text
 from service.privacy import public
-from service.tenants import SCOPES
 
 DIGESTS = ("1" * 64, "2" * 64)
 URLS = "ask GET /v1/models for 3/4 of it, or see https://vllm.ai/docs/lora"
@@ -18,30 +17,8 @@ TEXT = "a text of some length " * 20
 
 
 @pytest.fixture
-def client(app: FastAPI, demo: httpx.Client) -> Callable[..., httpx.Client]:
-    """A client of a tenant, without the scope admin unless it is named."""
-
-    def make(tenant: str, *scopes: Any) -> httpx.Client:
-        _, key = app.state.catalog.add_key(tenant, "", scopes or SCOPES[:3])
-        headers = {"authorization": f"Bearer {key}"}
-        return httpx.Client(base_url=demo.base_url, headers=headers, timeout=20)
-
-    return make
-
-
-@pytest.fixture
-def acme(client: Callable[..., httpx.Client]) -> httpx.Client:
-    return client("acme")
-
-
-@pytest.fixture
-def umbra(client: Callable[..., httpx.Client]) -> httpx.Client:
-    return client("umbra")
-
-
-@pytest.fixture
-def operators(client: Callable[..., httpx.Client]) -> httpx.Client:
-    return client("operators", "admin")
+def operators(client_of: Callable[..., httpx.Client]) -> httpx.Client:
+    return client_of("operators", "admin")
 
 
 @pytest.fixture
@@ -88,7 +65,7 @@ def complete(client: httpx.Client, model: str, **body: Any) -> httpx.Response:
 
 
 def test_a_name_of_a_base_stands_for_each_tenants_own(
-    both: None, acme: httpx.Client, umbra: httpx.Client, client: Callable[..., httpx.Client]
+    both: None, acme: httpx.Client, umbra: httpx.Client, client_of: Callable[..., httpx.Client]
 ):
     found = [one.get("/v1/bases/slim").json() for one in (acme, umbra)]
     assert [base["artifact"] for base in found] == list(DIGESTS)
@@ -97,7 +74,7 @@ def test_a_name_of_a_base_stands_for_each_tenants_own(
         ids = {model["id"] for model in one.get("/v1/models").json()["data"]}
         assert ids == {"demo", "slim", "slim+carried"}
     for path in ("/v1/bases/slim", "/v1/adapters/slim+carried", "/v1/models/slim"):
-        assert client("third").get(path).status_code == 404
+        assert client_of("third").get(path).status_code == 404
     digests = {one.get("/v1/adapters/slim+carried").json()["digest"] for one in (acme, umbra)}
     assert len(digests) == 2
     (listed,) = acme.get("/v1/adapters?base=slim").json()["data"]

@@ -8,14 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from typer.testing import CliRunner
 
 from service.cli import app as cli
 from service.limits import Bucket
 from service.quotas import Quota
 from service.settings import Settings
-from service.tenants import SCOPES
 from service.usage import Meter
 
 TEXT = "a text of some length " * 20
@@ -27,18 +25,8 @@ def settings(settings: Settings) -> Settings:
 
 
 @pytest.fixture
-def client(app: FastAPI, demo: httpx.Client) -> Callable[..., httpx.Client]:
-    def make(tenant: str, *scopes: Any) -> httpx.Client:
-        _, key = app.state.catalog.add_key(tenant, "", scopes or SCOPES[:3])
-        headers = {"authorization": f"Bearer {key}"}
-        return httpx.Client(base_url=demo.base_url, headers=headers, timeout=20)
-
-    return make
-
-
-@pytest.fixture
-def set_quota(client: Callable[..., httpx.Client]) -> Callable[..., dict[str, Any]]:
-    admin = client("operators", "admin")
+def set_quota(client_of: Callable[..., httpx.Client]) -> Callable[..., dict[str, Any]]:
+    admin = client_of("operators", "admin")
 
     def set_it(tenant: str, **quota: Any) -> dict[str, Any]:
         answer = admin.put(f"/v1/tenants/{tenant}/quota", json=quota)
@@ -75,9 +63,9 @@ def test_a_bucket_that_shrinks_holds_no_more_than_it_can():
 
 
 def test_an_answer_tells_the_tokens_that_remain_after_it(
-    client: Callable[..., httpx.Client], upstream: Any
+    client_of: Callable[..., httpx.Client], upstream: Any
 ):
-    acme = client("acme")
+    acme = client_of("acme")
     first = ask(acme, 200)
     assert first.status_code == 200
     assert first.headers["x-ratelimit-limit-tokens"] == "600"
@@ -88,9 +76,9 @@ def test_an_answer_tells_the_tokens_that_remain_after_it(
 
 
 def test_above_the_tokens_of_a_minute_completions_wait_and_nothing_else(
-    client: Callable[..., httpx.Client], upstream: Any
+    client_of: Callable[..., httpx.Client], upstream: Any
 ):
-    acme, umbra = client("acme"), client("umbra")
+    acme, umbra = client_of("acme"), client_of("umbra")
     assert ask(acme, 605).status_code == 200  # more than there is: it is known too late
     refused = ask(acme, 1)
     assert refused.status_code == 429
@@ -105,9 +93,9 @@ def test_above_the_tokens_of_a_minute_completions_wait_and_nothing_else(
 
 
 def test_a_stream_is_counted_and_its_client_sees_what_it_asked_for(
-    client: Callable[..., httpx.Client], upstream: Any
+    client_of: Callable[..., httpx.Client], upstream: Any
 ):
-    acme = client("acme")
+    acme = client_of("acme")
     plain = ask(acme, 200, stream=True)
     assert '"usage"' not in plain.text
     assert plain.text.endswith("data: [DONE]\n\n")
@@ -118,8 +106,10 @@ def test_a_stream_is_counted_and_its_client_sees_what_it_asked_for(
     assert remaining(acme.get("/v1/models")) in range(200, 220)
 
 
-def test_a_stream_that_is_left_costs_its_events(client: Callable[..., httpx.Client], upstream: Any):
-    acme = client("acme")
+def test_a_stream_that_is_left_costs_its_events(
+    client_of: Callable[..., httpx.Client], upstream: Any
+):
+    acme = client_of("acme")
     body = {"model": "demo", "prompt": "forever", "stream": True}
     with acme.stream("POST", "/v1/completions", json=body) as answer:
         events = answer.iter_raw()
@@ -132,8 +122,8 @@ def test_a_stream_that_is_left_costs_its_events(client: Callable[..., httpx.Clie
         time.sleep(0.05)
 
 
-def test_refused_requests_cost_no_tokens(client: Callable[..., httpx.Client], upstream: Any):
-    acme = client("acme")
+def test_refused_requests_cost_no_tokens(client_of: Callable[..., httpx.Client], upstream: Any):
+    acme = client_of("acme")
     for prompt, status in (("refuse", 400), ("fail", 500)):
         body = {"model": "demo", "prompt": prompt}
         answer = acme.post("/v1/completions", json=body)
@@ -153,11 +143,11 @@ async def test_a_meter_leaves_alone_what_it_does_not_understand():
 
 
 def test_one_tenants_quota_goes_before_that_of_all(
-    client: Callable[..., httpx.Client], set_quota: Callable[..., dict[str, Any]], upstream: Any
+    client_of: Callable[..., httpx.Client], set_quota: Callable[..., dict[str, Any]], upstream: Any
 ):
     shown = set_quota("acme", tokens_per_minute=10, concurrent_jobs=2)
     assert shown["quota"]["tokens_per_minute"] == 10
-    acme, umbra = client("acme"), client("umbra")
+    acme, umbra = client_of("acme"), client_of("umbra")
     assert acme.get("/v1/models").headers["x-ratelimit-limit-tokens"] == "10"
     assert umbra.get("/v1/models").headers["x-ratelimit-limit-tokens"] == "600"
     assert acme.get("/v1/tenant").json() == shown
@@ -166,9 +156,9 @@ def test_one_tenants_quota_goes_before_that_of_all(
 
 
 def test_quotas_are_set_by_admins_alone_and_must_make_sense(
-    client: Callable[..., httpx.Client], set_quota: Callable[..., dict[str, Any]]
+    client_of: Callable[..., httpx.Client], set_quota: Callable[..., dict[str, Any]]
 ):
-    acme, admin = client("acme"), client("operators", "admin")
+    acme, admin = client_of("acme"), client_of("operators", "admin")
     assert acme.put("/v1/tenants/acme/quota", json={}).status_code == 403
     assert acme.get("/v1/tenants").status_code == 403
     assert acme.get("/v1/tenants/umbra").status_code == 403
@@ -185,14 +175,14 @@ def test_quotas_are_set_by_admins_alone_and_must_make_sense(
 
 
 def test_nothing_is_kept_of_what_would_exceed_the_bytes(
-    client: Callable[..., httpx.Client],
+    client_of: Callable[..., httpx.Client],
     set_quota: Callable[..., dict[str, Any]],
     settings: Settings,
     adapter_directory: Path,
     write_adapter: Callable[..., Path],
     tmp_path: Path,
 ):
-    acme = client("acme")
+    acme = client_of("acme")
     size = sum(file.stat().st_size for file in adapter_directory.iterdir())
     set_quota("acme", stored_bytes=size + 600)
 
@@ -223,9 +213,9 @@ def test_nothing_is_kept_of_what_would_exceed_the_bytes(
 
 
 def test_a_tenant_has_no_more_jobs_at_a_time_than_allowed(
-    client: Callable[..., httpx.Client], set_quota: Callable[..., dict[str, Any]]
+    client_of: Callable[..., httpx.Client], set_quota: Callable[..., dict[str, Any]]
 ):
-    acme, umbra = client("acme"), client("umbra")
+    acme, umbra = client_of("acme"), client_of("umbra")
     set_quota("acme", concurrent_jobs=2)
 
     def prune(asks: httpx.Client, name: str, key: str = "") -> httpx.Response:

@@ -8,33 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
-
-from service.tenants import SCOPES
 
 TEXT = "a text of acme's own " * 20
-
-
-@pytest.fixture
-def client(app: FastAPI, demo: httpx.Client) -> Callable[..., httpx.Client]:
-    """A client of a tenant, without the scope admin unless it is named."""
-
-    def make(tenant: str, *scopes: Any) -> httpx.Client:
-        _, key = app.state.catalog.add_key(tenant, "", scopes or SCOPES[:3])
-        headers = {"authorization": f"Bearer {key}"}
-        return httpx.Client(base_url=demo.base_url, headers=headers, timeout=20)
-
-    return make
-
-
-@pytest.fixture
-def acme(client: Callable[..., httpx.Client]) -> httpx.Client:
-    return client("acme")
-
-
-@pytest.fixture
-def umbra(client: Callable[..., httpx.Client]) -> httpx.Client:
-    return client("umbra")
 
 
 def upload(client: httpx.Client, directory: Path, name: str = "secret-sql") -> httpx.Response:
@@ -188,13 +163,13 @@ def test_a_client_cannot_choose_the_salt_of_another(
 
 
 def test_no_private_name_is_in_the_metrics(
-    acme: httpx.Client, client: Callable[..., httpx.Client], upstream: Any, directories: Any
+    acme: httpx.Client, client_of: Callable[..., httpx.Client], upstream: Any, directories: Any
 ):
     upload(acme, directories[0])
     complete(acme, "demo+secret-sql")
     complete(acme, "demo+secret-sql", stream=True)
     complete(acme, "demo+secret-sql:0.5")
-    text = client("operators", "admin").get("/metrics").text
+    text = client_of("operators", "admin").get("/metrics").text
     assert 'model="demo+*"' in text
     assert "secret" not in text
     assert "acme" not in text
@@ -202,11 +177,11 @@ def test_no_private_name_is_in_the_metrics(
 
 def test_a_shared_adapter_is_everybodys_to_use_and_its_owners_to_change(
     umbra: httpx.Client,
-    client: Callable[..., httpx.Client],
+    client_of: Callable[..., httpx.Client],
     upstream: Any,
     directories: tuple[Path, Path],
 ):
-    owner, path = client("operators", "admin"), "/v1/adapters/demo+common"
+    owner, path = client_of("operators", "admin"), "/v1/adapters/demo+common"
     digest = upload(owner, directories[0], "common").json()["digest"]
     assert umbra.get(path).status_code == 404
     assert publish(owner, path).json()["visibility"] == "public"
@@ -225,9 +200,9 @@ def test_a_shared_adapter_is_everybodys_to_use_and_its_owners_to_change(
 
 
 def test_ones_own_adapter_goes_before_a_shared_one_of_its_name(
-    umbra: httpx.Client, client: Callable[..., httpx.Client], directories: tuple[Path, Path]
+    umbra: httpx.Client, client_of: Callable[..., httpx.Client], directories: tuple[Path, Path]
 ):
-    owner, path = client("operators", "admin"), "/v1/adapters/demo+common"
+    owner, path = client_of("operators", "admin"), "/v1/adapters/demo+common"
     upload(owner, directories[0], "common")
     publish(owner, path)
     digest = upload(umbra, directories[1], "common").json()["digest"]
