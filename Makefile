@@ -22,6 +22,7 @@ check: $(DEVELOPER)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	scripts/audit.sh
 
 docs: $(DEVELOPER)
 	$(BIN)/python -m mkdocs build --strict
