@@ -1,5 +1,6 @@
 """A whole installation for a benchmark: `graftwork serve` as a process, over mock engines."""
 
+import json
 import os
 import shutil
 import socket
@@ -84,6 +85,13 @@ class Installation:
         transport = httpx.HTTPTransport(uds=str(self.engine_socket))
         with httpx.Client(transport=transport, base_url="http://engine") as engine:
             return engine.put("/mock", json=orders).json()
+
+    def verify(self) -> list[Any]:
+        """Where catalog and disk differ, as `graftwork verify` finds."""
+        command = [sys.executable, "-P", "-m", "service.cli", "verify", "--json"]
+        own = {**os.environ, **self._settings}
+        found: list[Any] = json.loads(subprocess.run(command, env=own, capture_output=True).stdout)
+        return found
 
     def rss(self) -> int:
         """Bytes of memory that the gateway has."""

@@ -191,6 +191,7 @@ def play(site: Installation, kills: int, seconds: float, seed: int = 0) -> dict[
     site.wait("/ready", 120)
     found = _inspect(site, client, jobs, uploads)
     victims.stop()
+    found["findings"] = len(site.verify())
     return {
         "kills": sum(victims.kills.values()),
         "killed": victims.kills,
@@ -222,7 +223,7 @@ def _inspect(
 ) -> dict[str, int]:
     ended = {name: _until_ended(client, id) for name, id in jobs.items()}
     bases = client.ask("GET", "/v1/bases").json()["data"]
-    artifacts = sorted(path.name for path in (site.home / "artifacts").iterdir())
+    artifacts = sorted(path.name for path in (site.home / "artifacts").iterdir() if path.is_dir())
     made = [job["result"]["artifact"] for job in ended.values() if job["status"] == "succeeded"]
     half = [base for base in bases if base["id"] in ended and not _is_whole(site, base, ended)]
     half += [path for path in (site.home / "files").glob(".staging-*")]

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Form, UploadFile
-from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
 from pruning.recipe import Name
@@ -65,7 +65,7 @@ def get_file(id: str, catalog: CatalogDep) -> FileObject:
     return FileObject.of(catalog.file(id))
 
 
-@router.get("/{id}/content", response_class=PlainTextResponse)
+@router.get("/{id}/content", responses={200: {"content": {"text/plain": {}}}})
 def get_content(id: str, catalog: CatalogDep) -> FileResponse:
     """The text itself."""
     return FileResponse(catalog.file(id).path, media_type="text/plain; charset=utf-8")

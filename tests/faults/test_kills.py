@@ -22,6 +22,6 @@ def test_no_kill_loses_or_doubles_a_job_or_leaves_anything_in_part(tmp_path: Pat
     assert row["kills"] == 40
     assert row["jobs"] > 0
     assert row["uploads"] > 0
-    wrong = ("jobs_lost", "jobs_doubled", "half_visible", "uploads_lost", "disk_without_catalog")
+    wrong = ("jobs_lost", "jobs_doubled", "half_visible", "uploads_lost", "findings")
     assert {name: row[name] for name in wrong} == dict.fromkeys(wrong, 0)
     assert row["refused"] == []
