@@ -8,21 +8,23 @@ DEVELOPER := .venv/.developer
 # What is run on PostgreSQL as well, where a server is installed; skipped where not.
 ON_POSTGRESQL := tests/service/test_tenants.py tests/service/test_quotas.py
 
-.PHONY: serve test check docs kernels clean
+.PHONY: serve test check lint docs kernels clean
 
 serve: $(INSTALLED)
 	$(BIN)/graftwork demo
 
-test: check
+test: lint
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --database postgresql $(ON_POSTGRESQL)
 
-check: $(DEVELOPER)
+check: lint
+	scripts/audit.sh
+
+lint: $(DEVELOPER)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	scripts/audit.sh
 
 docs: $(DEVELOPER)
 	$(BIN)/python -m mkdocs build --strict
