@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import report
+from torch import get_num_threads
 
 from pruning import evaluation
 from pruning.jobs.kinds import stages_of
@@ -186,7 +187,7 @@ def timed(bench: Bench, count: int) -> Row:
         started = time.monotonic()
         STAGES[stage](spec, work, quiet)
         row[stage] = round(time.monotonic() - started, 1)
-    return row | {"cpu_seconds": round(cpu_seconds() - busy, 1)}
+    return row | {"cpu_seconds": round(cpu_seconds() - busy, 1), "threads": get_num_threads()}
 
 
 def timed_default(bench: Bench, count: int) -> Row:
@@ -197,7 +198,7 @@ def timed_default(bench: Bench, count: int) -> Row:
     run, busy = Runner(), cpu_seconds()
     for stage in stages_of(spec.recipe):
         row[stage] = round(run(stage, work, quiet, lambda: False).seconds, 1)
-    return row | {"cpu_seconds": round(cpu_seconds() - busy, 1)}
+    return row | {"cpu_seconds": round(cpu_seconds() - busy, 1), "threads": get_num_threads()}
 
 
 def job_of(bench: Bench, count: int, sequences: int) -> tuple[PruneSpec, Path]:
