@@ -41,6 +41,7 @@ def graftwork(gateway):
     return run
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_in_a_cell_resumes_there_and_its_best_cell_is_made(
     site, worker, gateway, sweep, eventually, graftwork, collect, tmp_path
 ):
