@@ -5,17 +5,16 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEVELOPER := .venv/.developer
 
-# What is run on PostgreSQL as well, where a server is installed; skipped where not.
-ON_POSTGRESQL := tests/service/test_tenants.py tests/service/test_quotas.py
-
-.PHONY: serve test check lint docs kernels clean
+.PHONY: serve test postgresql check lint docs kernels clean
 
 serve: $(INSTALLED)
 	$(BIN)/graftwork demo
 
 test: lint
 	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --database postgresql $(ON_POSTGRESQL)
+
+postgresql: $(DEVELOPER)
+	$(BIN)/python -m pytest --database postgresql tests/service tests/jobs tests/e2e
 
 check: lint
 	scripts/audit.sh

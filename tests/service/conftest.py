@@ -6,6 +6,7 @@ The upstreams are small, so that they can be told to answer late, to refuse, or 
 import asyncio
 import json
 import re
+import shutil
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ from starlette.routing import Route
 
 from service import logs
 from service.app import create_app
+from service.catalog import Catalog
 from service.engines import EngineStatus
 from service.errors import AdapterRejected, EngineUnavailable, NotFound
 from service.settings import Settings
@@ -231,11 +233,22 @@ def database(
         yield
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with all tables: to copy one is faster than to migrate it for every test."""
+    path = tmp_path_factory.mktemp("database") / "graftwork.db"
+    Catalog(f"sqlite:///{path}").close()
+    return path
+
+
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def settings(tmp_path: Path, migrated: Path) -> Settings:
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copy(migrated, home)
     (tmp_path / "shm").mkdir()
     return Settings(
-        home=tmp_path / "home",
+        home=home,
         composition_memory=tmp_path / "shm",
         engine_max_lora_rank=8,
         composition_limit=4,
