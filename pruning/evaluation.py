@@ -22,11 +22,10 @@ from pruning.geometry import Geometry
 from pruning.models.modeling import register
 from pruning.progress import Progress
 from pruning.recipe import Text
-from pruning.text import Tokenizer, token_stream
+from pruning.text import IGNORED, Tokenizer, token_stream
 
 BATCH_TOKENS = 2048
 MOST_CHARACTERS = 16  # of a token, on average over a text
-IGNORED = -100  # label of a token that is not scored
 
 Example = tuple[list[int], int]  # token ids, and how many of them are prompt
 

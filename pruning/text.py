@@ -14,6 +14,7 @@ from pruning.mixture import interleaved, shares
 from pruning.recipe import Text
 from pruning.sources import Origin
 
+IGNORED = -100  # label of a token that is not scored
 Tokenizer = Any  # transformers' tokenizers carry no types
 NEW_NAME, OLD_NAME = "TokenizersBackend", "PreTrainedTokenizerFast"  # older transformers know it
 

@@ -11,9 +11,8 @@ import torch
 
 from pruning import evaluation
 from pruning.errors import InvalidInput
-from pruning.evaluation import IGNORED
 from pruning.recipe import Text
-from pruning.text import calibration_ids, load_tokenizer
+from pruning.text import IGNORED, calibration_ids, load_tokenizer
 
 WORDS = "the quick brown fox\njumps over the lazy dog and\n" * 6  # 288 bytes, as many tokens
 

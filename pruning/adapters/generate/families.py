@@ -22,8 +22,9 @@ from pruning.adapters.algebra import Bag, Bags
 from pruning.adapters.atoms import Key, key_of
 from pruning.adapters.generate.gauge import in_frame
 from pruning.adapters.generate.recipes import Families
-from pruning.evaluation import IGNORED, Example, padded
+from pruning.evaluation import Example, padded
 from pruning.progress import Progress
+from pruning.text import IGNORED
 from pruning.training.course import Course, Parameters
 from pruning.training.data import drawn
 from pruning.training.lora import with_lora

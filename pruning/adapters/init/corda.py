@@ -14,8 +14,8 @@ from pruning.adapters.compression import linear_of
 from pruning.adapters.train.starts import Starts
 from pruning.adapters.train.through_peft import config, starts_of
 from pruning.adapters.train.tuned import Site
-from pruning.evaluation import IGNORED
 from pruning.methods.training import CordaParams
+from pruning.text import IGNORED
 
 
 def begin(site: Site, params: CordaParams) -> Starts:

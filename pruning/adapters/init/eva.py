@@ -15,8 +15,8 @@ from pruning.adapters.train.starts import Start, Starts
 from pruning.adapters.train.through_peft import attached, config
 from pruning.adapters.train.tuned import Site, module_of, side_a
 from pruning.errors import InvalidInput
-from pruning.evaluation import IGNORED
 from pruning.methods.training import EvaParams
+from pruning.text import IGNORED
 
 
 def begin(site: Site, params: EvaParams) -> Starts:

@@ -20,7 +20,7 @@ from pruning.adapters.atoms import Key
 from pruning.adapters.compression import linear_of
 from pruning.adapters.train.starts import Start, Starts
 from pruning.errors import InvalidInput
-from pruning.evaluation import IGNORED
+from pruning.text import IGNORED
 from pruning.weights.tensors import block_of
 
 Batch = tuple[Tensor, Tensor]  # token ids and labels, (B, T) each
