@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 Publish = Callable[[PruneSpec | AnyAdapterSpec | SweepSpec, Path, str], None]
 
 _PROGRESS_SECONDS = 0.5
-_PROGRESS_STEP = 0.01
+_PROGRESS_STEP = 0.01  # told when so many seconds have passed,
+_PROGRESS_STRIDE = 0.05  # and this at once: short stages are told of as well
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,8 @@ def _progress(stages: Sequence[str], stage: str) -> Progress:
     def progress(fraction: float, message: str) -> None:
         nonlocal last_time, last_fraction
         now = time.monotonic()
-        if now - last_time < _PROGRESS_SECONDS or fraction - last_fraction < _PROGRESS_STEP:
+        is_late = now - last_time >= _PROGRESS_SECONDS
+        if fraction - last_fraction < (_PROGRESS_STEP if is_late else _PROGRESS_STRIDE):
             return
         last_time, last_fraction = now, fraction
         whole = round((index + fraction) / len(stages), 4)

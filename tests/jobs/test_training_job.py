@@ -90,6 +90,9 @@ def test_the_command_line_uploads_rows_trains_plots_and_registers(
     assert report["result"] < report["base"]
     manifest = artifacts.verify(site.settings.artifacts / job["result"]["artifact"])
     assert set(manifest.parents.texts) == {"training", "validation"}
+    events = gateway.get(f"{JOBS}/{job['id']}/events", params={"limit": 100}).json()["data"]
+    losses = [event["message"] for event in events if "validation" in event["message"]]
+    assert [words.split(":")[0] for words in losses] == [f"step {n} of 6" for n in range(1, 7)]
     assert gateway.post(JOBS, json=training).status_code == 409
 
 
