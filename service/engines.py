@@ -20,6 +20,7 @@ import structlog
 from service import upstream
 from service.errors import AdapterRejected, EngineUnavailable, NotFound
 from service.privacy import public
+from service.records import base_name
 from service.settings import Settings
 from service.vllm_command import arguments, environment
 
@@ -82,7 +83,8 @@ class Engine:
     def unavailable(self) -> EngineUnavailable:
         """The error to raise while this engine cannot answer."""
         wait = max(1, math.ceil(self._due - time.monotonic()))
-        return EngineUnavailable(f"{self.name}: the engine is {self.state}", retry_after=wait)
+        base = base_name(self.name)
+        return EngineUnavailable(f"{base}: the engine is {self.state}", retry_after=wait)
 
     async def stop(self) -> None:
         """Stop the child and everything that it started."""

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from pruning.errors import InvalidInput
 from service import schema
 from service.catalog.audit import Audit
-from service.catalog.tables import fetch, insert, now, row_of
+from service.catalog.tables import fetch, find, insert, now, row_of
 from service.errors import Conflict, NotFound
 from service.records import Base, base_id, base_name
 
@@ -81,10 +81,12 @@ class Bases(Audit):
         return base
 
     def _check_name(self, connection: sa.Connection, name: str) -> None:
-        """Conflict when the tenant sees a base of this name."""
+        """Conflict when the tenant sees a base of this name, or has an alias of it."""
         query = self._query(sa.and_(schema.bases.c.name == name, self._seen(schema.bases)))
         if connection.execute(query).first():
             raise Conflict(f"base {name!r} exists already; delete it or choose another name")
+        if find(connection, schema.aliases, tenant=self._tenant, name=name):
+            raise Conflict(f"alias {name!r} exists already; delete it or choose another name")
 
     def set_serve(self, name: str, serve: bool) -> Base:
         """Start or stop serving a base."""

@@ -71,6 +71,18 @@ def test_names_of_bases_and_unknown_bases_are_refused(client: httpx.Client):
     assert client.post("/v1/aliases/prod/rollback").status_code == 404
 
 
+def test_no_base_can_take_the_name_of_an_alias(
+    client: httpx.Client, write_base: Callable[..., Path], tmp_path: Path
+):
+    promote(client, "demo")
+    base = {"name": "prod", "path": str(write_base(tmp_path / "prod")), "serve": False}
+    refused = client.post("/v1/bases", json=base)
+    assert refused.status_code == 409
+    assert "alias 'prod' exists" in refused.json()["error"]["message"]
+    assert client.delete("/v1/aliases/prod").status_code == 200
+    assert client.post("/v1/bases", json=base).status_code == 201
+
+
 def test_a_base_that_an_alias_names_or_named_stays(client: httpx.Client):
     promote(client, "other")
     refused = client.delete("/v1/bases/other")
