@@ -1,14 +1,14 @@
 """Which of several slim bases are worth having: no other is both smaller and better (torch-free).
 
-Such points form a Pareto front (pruning.sweeps.front).
+Such points form a Pareto front (pruning.reports.pareto).
 """
 
 from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+from pruning.reports.pareto import front
 from pruning.reports.report import AdapterReport, Report
-from pruning.sweeps.front import front
 
 
 class Point(BaseModel):

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from pydantic import BaseModel, ConfigDict
 
+from pruning.reports.pareto import dominators, front
 from pruning.reports.report import Citation, Report, Size, StageReport
-from pruning.sweeps.front import dominators, front
 from pruning.sweeps.recipe import Changes, SweepRecipe
 
 VALUE_BYTES = 2  # of a cached key or value

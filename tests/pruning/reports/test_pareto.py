@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.sweeps.front import dominates, dominators, front
+from pruning.reports.pareto import dominates, dominators, front
 
 # few values, so that points often agree in a coordinate
 coordinates = st.integers(0, 5) | st.floats(-1, 6, allow_nan=False)
