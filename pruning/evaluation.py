@@ -15,11 +15,9 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM
 
 from pruning.errors import InvalidInput
 from pruning.geometry import Geometry
-from pruning.models.modeling import register
 from pruning.progress import Progress
 from pruning.recipe import Text
 from pruning.text import IGNORED, Tokenizer, token_stream
@@ -72,6 +70,10 @@ def windows(tokenizer: Tokenizer, path: Path, text: Text) -> Windows:
 
 def load(directory: Path) -> Any:
     """A saved base, dense or slim, in float32 on the device that there is."""
+    from transformers import AutoModelForCausalLM  # seconds, for stages that load no model
+
+    from pruning.models.modeling import register
+
     register()
     model = AutoModelForCausalLM.from_pretrained(
         directory,

@@ -170,8 +170,9 @@ def test_a_stage_that_is_run_again_replaces_what_an_attempt_left(spec: Any, tmp_
     assert tree_digest(work / "slice") == before
 
 
-def test_stages_that_run_no_model_do_not_wait_for_libraries_that_do():
-    script = "import sys, pruning.pipeline; print({'transformers', 'peft'} & {*sys.modules})"
+@pytest.mark.parametrize("stages", ["pruning.pipeline", "pruning.adapters.pipeline"])
+def test_stages_that_run_no_model_do_not_wait_for_libraries_that_do(stages: str):
+    script = f"import sys, {stages}; print({{'transformers', 'peft'}} & {{*sys.modules}})"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert found.stdout.strip() == "set()", found.stderr
 
