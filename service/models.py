@@ -7,6 +7,7 @@ NAME is that of an adapter or of a named composition; @DIGEST asks for one exact
 import difflib
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from pruning.errors import InvalidInput
 from service.catalog import Catalog
@@ -32,7 +33,7 @@ class Composed:
         """Whether an engine needs it as one plain adapter."""
         return self.merged or not (self.composition.exact or self.composition.period)
 
-    @property
+    @cached_property  # a request asks for it about ten times
     def digest(self) -> str:
         """Changes with the content of any adapter."""
         return self.composition.digest({a.name: a.content for a in self.adapters})
