@@ -4,6 +4,8 @@ export PYTHONSAFEPATH = 1
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEVELOPER := .venv/.developer
+# in order: the groups that start engines come first and take longest
+TESTS := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: serve test postgresql check lint docs kernels clean
 
@@ -11,10 +13,10 @@ serve: $(INSTALLED)
 	$(BIN)/graftwork demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 postgresql: $(DEVELOPER)
-	$(BIN)/python -m pytest --database postgresql tests/service tests/jobs tests/e2e
+	$(TESTS) --database postgresql tests/service tests/jobs tests/e2e
 
 check: lint
 	scripts/audit.sh

@@ -62,6 +62,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--database", choices=kinds, default="sqlite", help="for catalog and jobs")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where processes share the tests, those of a file or of an engine stay together."""
+    for item in items:
+        folder, *rest = item.path.relative_to(Path(__file__).parent).parts
+        group = folder if folder in ("e2e", "engine") else "/".join([folder, *rest])
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 def _random(*shape: int) -> np.ndarray:
     return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
 

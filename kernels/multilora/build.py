@@ -67,8 +67,8 @@ def build(sources: Path, target: Path = LIBRARY, gpus: Sequence[str] = ()) -> st
         objects = [str(work / f"{name}.o") for name in compile_]
         _run([*link, *objects, f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-o", str(library)])
         # in place at once, so that a running process keeps the file that it has mapped
-        shutil.copy(library, target.with_suffix(".new"))
-        target.with_suffix(".new").replace(target)
+        copied = shutil.copy(library, target.with_suffix(f".{os.getpid()}"))
+        Path(copied).replace(target)
     return "".join(said)
 
 
