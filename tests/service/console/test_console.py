@@ -2,11 +2,14 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
+
+from service import console
 
 pytest.importorskip("playwright.sync_api", reason="needs playwright")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe")
@@ -20,6 +23,7 @@ PAGES = {
     "#/bases/demo-slim": "demo-slim",
     "#/adapters": "Adapters",
     "#/playground": "Playground",
+    "#/api": "API",
 }
 MOST_BYTES = 200_000
 PHONE = {"width": 390, "height": 844}
@@ -70,6 +74,16 @@ def test_the_first_page_is_small_and_may_run_no_script_of_others(
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert gateway.get("/console/no-such.js").status_code == 404
+
+
+def test_no_file_of_it_names_another_host():
+    files = [path for path in Path(console.__file__).parent.rglob("*") if path.is_file()]
+    named = {host for path in files if path.suffix != ".pyc" for host in hosts(path.read_text())}
+    assert named == {"www.w3.org"}  # the name of SVG's elements, which nobody fetches
+
+
+def hosts(text: str) -> list[str]:
+    return re.findall(r"(?:https?:)?//([\w-]+\.[\w.-]+)", text)
 
 
 def test_a_job_is_previewed_started_cancelled_and_tried_again(
@@ -209,3 +223,22 @@ def test_the_keyboard_alone_leads_through_it(visit: Callable[..., Any], filled: 
     tab.get_by_role("heading", level=1, name="Playground").wait_for()
     assert tab.evaluate("document.activeElement.tagName") == "H1"
     assert re.search("Playground", tab.title())
+
+
+def test_the_api_is_described_request_by_request_without_a_word_from_afar(
+    visit: Callable[..., Any], filled: None, gateway: httpx.Client
+):
+    seen = visit()
+    tab = seen.to("docs", "API")
+    paths = gateway.get("/openapi.json").json()["paths"]
+    assert tab.locator(".requests > details").count() == sum(map(len, paths.values()))
+    tab.get_by_label("Find a request").fill("post /v1/adapters/jobs")
+    tab.locator(".requests summary").filter(has_text="POST/v1/adapters/jobs").first.click()
+    tab.get_by_role("heading", name="Body, application/json").wait_for()
+    tab.get_by_text("MergeRecipe", exact=True).first.click()
+    merge = tab.get_by_role("region", name="MergeRecipe").first
+    merge.get_by_role("row", name="sources").wait_for()
+    assert serious(tab) == []
+    assert {httpx.URL(url).netloc for url in seen.requests} == {gateway.base_url.netloc}
+    assert seen.complaints == []
+    assert gateway.get("/redoc").status_code == 404
