@@ -120,9 +120,14 @@ export function lossPicture(adapters) {
     `${a.name}: ${fixed(a.dense_base)} without the adapter, ${fixed(a.dense_adapter)} with it, ${fixed(a.slim_adapter)} slim`).join("; ");
   return h("div",
     chart((width) => {
-      const left = Math.min(130, width * 0.3), row = 30, x = (loss) => left + (loss / most) * (width - left - 10);
-      return picture(width, measured.length * row + 8, label, measured.map((a, i) => {
-        const y = i * row + 18;
+      const left = Math.min(130, width * 0.3), row = 30, top = 40, x = (loss) => left + (loss / most) * (width - left - 10);
+      const bottom = top + measured.length * row, step = Math.max(1, Math.ceil(most / (width < 420 ? 4 : 8)));
+      const ticks = Array.from({ length: Math.floor(most / step) + 1 }, (_, i) => i * step);
+      return picture(width, bottom, label, s("text", { x: 0, y: 10 }, "nats per completion token; less is better"), ticks.map((t) => [
+        s("text", { x: x(t), y: 30, "text-anchor": "middle" }, t),
+        s("line", { class: "axis", x1: x(t), x2: x(t), y1: 36, y2: bottom }),
+      ]), measured.map((a, i) => {
+        const y = top + (i + 0.5) * row;
         return [
           s("text", { class: "strong", x: 0, y: y + 4 }, a.name.length > 17 ? `${a.name.slice(0, 16)}…` : a.name),
           s("line", { class: "axis", x1: left, x2: width - 10, y1: y, y2: y }),
