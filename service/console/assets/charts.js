@@ -99,13 +99,13 @@ export function frontPicture(front, here, to = (name) => `#/bases/${encodeURICom
     h("ul", { class: "key" }, h("li", { class: "dot" }, "worth having: no other is both smaller and better"), h("li", { class: "dot other" }, "another is")));
 }
 
-/** Names stand below the front, which falls to the right, or above where it has fallen; none on another. */
+/** Names stand below the front, which falls to the right, or above and to the right where it has fallen; none on another. */
 function named(points, front, x, y, bottom) {
   const taken = [];
   return points.filter((p) => p.on_front).map((p) => {
     const at = x(p.parameters / front.parameters), long = 7.6 * p.name.length;
     const below = at > 42 + long && y(p.delta_nats) + 22 < bottom;
-    const start = below ? at - 9 - long : Math.max(42, at - long / 2), line = y(p.delta_nats) + (below ? 16 : -12);
+    const start = below ? at - 9 - long : Math.min(at - 2, x(1) - long), line = y(p.delta_nats) + (below ? 16 : -12);
     if (taken.some(([other, end, height]) => start < end && start + long > other && Math.abs(line - height) < 13)) return null;
     taken.push([start, start + long, line]);
     return s("text", { class: "strong", x: below ? at - 9 : start, y: line, "text-anchor": below ? "end" : "start" }, p.name);

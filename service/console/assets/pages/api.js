@@ -18,7 +18,7 @@ export async function render({ signal }) {
   find();
   return [page("API", h("span", "OpenAI's clients work as they are, with the address ", h("code", `${location.origin}/v1`), "."),
     h("a", { class: "button", href: "/openapi.json" }, "OpenAPI document")),
-  h("div", { class: "fields" }, field("Find a request", sought)), h("p"), shown];
+  section(null, field("Find a request", sought)), shown];
 }
 
 function grouped(requests, word, schemas) {
@@ -54,10 +54,12 @@ const fields = (heading, properties, required, schemas) => [h("h3", heading),
   table(heading, [
     ["Name", ([name]) => h("code", name)],
     ["Type", ([, schema]) => type(schema)],
-    ["", ([name, schema]) => (required.includes(name) ? "required" : schema.default === undefined ? "" : ["default ", h("code", JSON.stringify(schema.default))])],
-    ["Meaning", ([, schema]) => sentence([schema.place && `in the ${schema.place}`, schema.description].filter(Boolean).join("; "))],
-  ], Object.entries(properties)),
+    ["Default", ([name, schema]) => (required.includes(name) ? "required" : schema.default === undefined ? "" : h("code", JSON.stringify(schema.default)))],
+    ["Meaning", ([, schema]) => sentence(meaning(schema))],
+  ].slice(0, Object.values(properties).some(meaning) ? 4 : 3), Object.entries(properties)),
   inner(Object.values(properties), schemas)];
+
+const meaning = ({ place, description }) => [place && `in the ${place}`, description].filter(Boolean).join("; ");
 
 const inner = (owners, schemas) => [...new Set(owners.flatMap(references))].filter((name) => schemas[name].properties)
   .map((name) => unfolding([h("code", name)], () => described(name, { $ref: `#/${name}` }, schemas)));
