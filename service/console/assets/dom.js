@@ -134,14 +134,21 @@ export async function repeat(milliseconds, act, signal) {
   }
 }
 
-/** A button that acts once at a time, and says what went wrong. */
+/** Act, with the button off meanwhile, and say what went wrong. */
+async function once(button, act) {
+  button.disabled = true;
+  try { await act(); } catch (error) { notify(error.message); } finally { button.disabled = false; }
+}
+
+/** A button that acts once at a time. */
 export function action(text, act, kind = "") {
-  const button = h("button", {
-    type: "button", class: kind,
-    async onclick() {
-      button.disabled = true;
-      try { await act(); } catch (error) { notify(error.message); } finally { button.disabled = false; }
-    },
-  }, text);
+  const button = h("button", { type: "button", class: kind, onclick: () => once(button, act) }, text);
   return button;
+}
+
+/** A form of fields that acts once at a time, by its button or Enter. */
+export function form(text, act, kind, ...fields) {
+  const button = h("button", { class: "primary" }, text);
+  return h("form", { class: kind, onsubmit: (event) => { event.preventDefault(); once(button, act); } },
+    h("div", { class: "fields" }, fields), h("p"), button);
 }

@@ -78,7 +78,7 @@ def hosts(text: str) -> list[str]:
 
 
 def test_a_job_is_previewed_started_cancelled_and_tried_again(
-    visit: Callable[..., Any], filled: None, gateway: httpx.Client
+    visit: Callable[..., Any], filled: None, gateway: httpx.Client, serious: Serious
 ):
     tab = visit().to("#/new", "New job")
     aside = tab.locator(".aside")
@@ -104,6 +104,7 @@ def test_a_job_is_previewed_started_cancelled_and_tried_again(
 
     tab.get_by_role("button", name="Cancel").click()
     tab.get_by_role("log").get_by_text("job cancelled").wait_for()
+    assert serious(tab) == []
     tab.get_by_role("button", name="Retry").click()
     tab.wait_for_function("id => !location.hash.includes(id)", arg=job["id"])
     tab.get_by_text("queued", exact=True).wait_for()
@@ -190,7 +191,7 @@ def test_a_key_is_asked_for_where_one_is_needed_and_never_stands_in_an_address(
     tab.get_by_role("button", name="Sign in").click()
     tab.get_by_role("status").get_by_text("not valid").wait_for()
     tab.get_by_label("API key").fill(key)
-    tab.get_by_role("button", name="Sign in").click()
+    tab.keyboard.press("Enter")
     tab.get_by_role("heading", level=1, name="Overview").wait_for()
     tab.get_by_text("acme, with adapters, infer, jobs").wait_for()
     tab.reload()
@@ -235,3 +236,69 @@ def test_the_api_is_described_request_by_request_without_a_word_from_afar(
     assert {httpx.URL(url).netloc for url in seen.requests} == {gateway.base_url.netloc}
     assert seen.complaints == []
     assert gateway.get("/redoc").status_code == 404
+
+
+def test_every_form_is_filled_and_sent_with_the_keyboard_alone(
+    visit: Callable[..., Any],
+    filled: None,
+    gateway: httpx.Client,
+    upstream: Any,
+    tmp_path: Path,
+    write_base: Callable[..., Path],
+    write_adapter: Callable[..., Path],
+):
+    tab = visit().to("#/bases", "Bases")
+    keys, told = tab.keyboard, tab.get_by_role("status")
+    tab.get_by_label("Name").focus()
+    keys.type("other")
+    keys.press("Tab")
+    keys.type(str(write_base(tmp_path / "other")))
+    keys.press("Enter")
+    told.get_by_text("other is registered").wait_for()
+    tab.get_by_role("link", name="other").wait_for()
+
+    tab = visit_again(tab, "#/bases/demo-slim", "demo-slim")
+    tab.get_by_label("Alias").focus()
+    keys.type("prod")
+    keys.press("Enter")
+    told.get_by_text("prod stands for demo-slim now").wait_for()
+
+    tab = visit_again(tab, "#/adapters?base=demo", "Adapters")
+    files = sorted(write_adapter(tmp_path / "more", seed=2).iterdir())
+    tab.get_by_label("Files").set_input_files(files)
+    tab.get_by_label("Name").focus()
+    keys.type("more")
+    keys.press("Enter")
+    told.get_by_text("demo+more is there, with rank 2").wait_for()
+
+    tab = visit_again(tab, "#/playground?a=demo&b=demo-slim", "Playground")
+    tab.get_by_label("Prompt").focus()
+    keys.type("say hello there")
+    pressed_until(tab, "Ask both")
+    keys.press("Enter")
+    tab.get_by_text("first token after").first.wait_for()
+
+    tab = visit_again(tab, "#/new", "New job")
+    tab.get_by_label("Name of the slim base").focus()
+    keys.type("typed")
+    pressed_until(tab, "Start the job")
+    keys.press("Space")
+    tab.get_by_role("heading", level=1, name="typed").wait_for()
+    assert [job["recipe"]["name"] for job in gateway.get("/v1/pruning/jobs").json()["data"]] == [
+        "typed"
+    ]
+
+
+def visit_again(tab: Any, address: str, heading: str) -> Any:
+    tab.evaluate("address => { location.hash = address; }", address)
+    tab.get_by_role("heading", level=1, name=heading).wait_for()
+    return tab
+
+
+def pressed_until(tab: Any, text: str) -> None:
+    """Press Tab until the element with this text has the focus."""
+    for _ in range(30):
+        tab.keyboard.press("Tab")
+        if tab.evaluate("document.activeElement.innerText") == text:
+            return
+    raise AssertionError(f"Tab does not lead to {text}")
