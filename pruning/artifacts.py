@@ -169,9 +169,9 @@ def read(directory: Path) -> Manifest:
 
 
 def stands_alone(directory: Path) -> bool:
-    """Whether an artifact is of use though nothing is served of it: the report of a sweep."""
+    """Whether an artifact is of use though nothing is served of it: it is a report alone."""
     try:
-        return read(directory).kind == "sweep"
+        return read(directory).kind in ("sweep", "comparison")
     except DamagedArtifact:
         return False
 

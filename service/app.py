@@ -82,7 +82,13 @@ def create_app(settings: Settings | None = None, engines: Engines | None = None)
         "4XX": {"model": ErrorBody},
         "5XX": {"model": ErrorBody},
     }
-    app = FastAPI(title="Graftwork", lifespan=_lifespan, responses=errors)
+    app = FastAPI(
+        title="Graftwork",
+        lifespan=_lifespan,
+        responses=errors,
+        docs_url=None,  # FastAPI's own pages load their scripts from afar
+        redoc_url=None,
+    )
     state = app.state
     state.settings, state.catalog, state.engines = settings, catalog, engines
     state.metrics, state.drain = Metrics(), Drain()

@@ -21,7 +21,7 @@ from service.errors import Unauthorized
 from service.keys import Key, id_of
 from service.tenants import ANYONE, NOBODY, Principal
 
-OPEN = dict.fromkeys(("/health", "/ready", "/docs", "/openapi.json"), NOBODY)
+OPEN = dict.fromkeys(("/health", "/ready", "/openapi.json"), NOBODY)
 _KEPT_SECONDS = 5.0  # how long a revocation by another process may go unnoticed
 _TRUSTED_SECONDS = 300.0  # the same, while the database does not answer
 _MOST_KEPT = 10_000

@@ -245,6 +245,21 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
+@pytest.fixture
+def serious() -> Callable[[Any], list[str]]:
+    """What axe finds serious or worse about the accessibility of the page in a tab."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe").Axe()
+
+    def findings(tab: Any) -> list[str]:
+        return [
+            f"{one['id']}: {[node['html'] for node in one['nodes']]}"
+            for one in axe.run(tab).response["violations"]
+            if one["impact"] in ("serious", "critical")
+        ]
+
+    return findings
+
+
 @pytest.fixture(scope="session")
 def kernels() -> None:
     """The compiled kernels of this tree; without a compiler the test is skipped."""

@@ -22,6 +22,12 @@ from service.settings import Settings
 ROOT = Path(__file__).parent.parent
 STAGES = re.findall(r"^FROM \S+ AS (\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+MANIFESTS = list(yaml.safe_load_all((ROOT / "deploy/kubernetes/graftwork.yaml").read_text()))
+PODS = {
+    manifest["metadata"]["name"]: manifest["spec"]["template"]["spec"]
+    for manifest in MANIFESTS
+    if manifest["kind"] == "Deployment"
+}
 GPU = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text())
 RULES = (ROOT / "deploy/prometheus/rules.yml").read_text()
 ALL_RULES = [rule for group in yaml.safe_load(RULES)["groups"] for rule in group["rules"]]
@@ -128,10 +134,77 @@ def test_mounted_folders_exist():
         assert (ROOT / source).exists() if source.startswith("./") else source in COMPOSE["volumes"]
 
 
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda manifest: manifest["kind"])
+def test_kubernetes_accepts_the_manifests(manifest: dict[str, Any]):
+    schemas = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate")
+    schemas.validate(manifest, "1.34", strict=True)
+
+
+def test_pods_run_commands_and_take_settings_that_exist_and_mount_what_there_is():
+    claims = {one["metadata"]["name"] for one in MANIFESTS if "Claim" in one["kind"]}
+    for pod in PODS.values():
+        (container,) = pod["containers"]
+        program, command = container["command"]
+        assert program == "graftwork"
+        assert command in get_command(app).commands
+        settings = {one["name"]: one.get("value") for one in container["env"]}
+        fields = {f"GRAFTWORK_{name.upper()}" for name in Settings.model_fields}
+        assert settings.keys() <= fields
+        assert container["image"] == COMPOSE["services"][command_service(command)]["image"]
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        assert {mount["name"] for mount in container["volumeMounts"]} == volumes.keys()
+        assert volumes["home"]["persistentVolumeClaim"]["claimName"] in claims
+        (home,) = [one["mountPath"] for one in container["volumeMounts"] if one["name"] == "home"]
+        assert [home] in instructions("VOLUME")
+
+
+def command_service(command: str) -> str:
+    """The service of the compose file that runs a command of ours."""
+    (name,) = [
+        name
+        for name, service in COMPOSE["services"].items()
+        if service.get("command", [""])[-1] == command
+    ]
+    return str(name)
+
+
+def test_pods_are_probed_where_the_gateway_answers_and_get_the_time_that_it_drains(
+    own_routes: set[str],
+):
+    (container,) = PODS["gateway"]["containers"]
+    (port,) = container["ports"]
+    assert port["containerPort"] == Settings.model_fields["port"].default
+    for probe in ("livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"]["port"] == port["name"]
+        assert container[probe]["httpGet"]["path"] in own_routes
+    (service,) = [one for one in MANIFESTS if one["kind"] == "Service"]
+    assert service["spec"]["ports"][0]["targetPort"] == port["name"]
+    (gateway,) = [
+        one for one in MANIFESTS if one["metadata"]["name"] == "gateway" and one != service
+    ]
+    assert (
+        gateway["spec"]["template"]["metadata"]["labels"].items()
+        >= service["spec"]["selector"].items()
+    )
+    delay = next(float(one["value"]) for one in container["env"] if "DRAIN" in one["name"])
+    drained = delay + Settings.model_fields["drain_timeout"].default
+    assert PODS["gateway"]["terminationGracePeriodSeconds"] >= drained + 10
+    assert all(pod["enableServiceLinks"] is False for pod in PODS.values())
+
+
 def test_every_service_tells_whether_it_is_healthy():
     for name, service in COMPOSE["services"].items():
         assert "healthcheck" in service or "build" in service, name
     assert instructions("HEALTHCHECK")
+
+
+@pytest.fixture(scope="module")
+def own_routes(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The paths that a gateway answers."""
+    gateway = create_app(Settings(home=tmp_path_factory.mktemp("home")))
+    gateway.state.jobs.close()
+    gateway.state.catalog.close()
+    return set(gateway.openapi()["paths"])
 
 
 @pytest.fixture(scope="module")

@@ -103,6 +103,8 @@ def test_commands_of_graftwork_exist_and_take_these_options(page: Path):
     for words in commands(page):
         if "graftwork" in words[:1] or words[:4] == ["docker", "compose", "exec", "gateway"]:
             assert_accepted(words[words.index("graftwork") + 1 :])
+        if words[:2] == ["kubectl", "exec"]:
+            assert_accepted(words[words.index("--") + 2 :])
 
 
 def assert_accepted(words: list[str]) -> None:

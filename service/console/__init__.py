@@ -7,7 +7,7 @@ whoever looks has typed in, so the files themselves need none.
 from pathlib import Path
 
 from fastapi import APIRouter
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, RedirectResponse
 
 from service.errors import NotFound
 from service.tenants import NOBODY
@@ -24,7 +24,7 @@ _HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
-OPEN = dict.fromkeys(("/", *(f"/console/{name}" for name in _FILES)), NOBODY)
+OPEN = dict.fromkeys(("/", "/docs", *(f"/console/{name}" for name in _FILES)), NOBODY)
 
 router = APIRouter(include_in_schema=False)
 
@@ -33,6 +33,12 @@ router = APIRouter(include_in_schema=False)
 def console() -> FileResponse:
     """The page that loads all others."""
     return asset("index.html")
+
+
+@router.get("/docs")
+def reference() -> RedirectResponse:
+    """Where those look who know FastAPI: our page about the API."""
+    return RedirectResponse("/#/api")
 
 
 @router.get("/console/{name:path}")

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -17,14 +17,19 @@ def tab(browser: Any, gateway: str) -> Iterator[Any]:
     context = browser.new_context()
     page = context.new_page()
     page.set_default_timeout(60_000)
+    asked: set[str] = set()
+    page.on("request", lambda request: asked.add(httpx.URL(request.url).netloc.decode()))
     page.goto(gateway)
     yield page
     context.close()
+    assert asked == {httpx.URL(gateway).netloc.decode()}
 
 
 @pytest.mark.slow
 @pytest.mark.engine
-def test_from_a_form_to_two_answers_side_by_side(tab: Any, gateway: str):
+def test_from_a_form_to_two_answers_side_by_side(
+    tab: Any, gateway: str, serious: Callable[[Any], list[str]]
+):
     tab.get_by_role("link", name="New job").click()
     tab.locator(".aside").get_by_text("saved").wait_for()
     tab.get_by_label("Base", exact=True).select_option("demo")
@@ -36,9 +41,11 @@ def test_from_a_form_to_two_answers_side_by_side(tab: Any, gateway: str):
     tab.get_by_role("heading", level=1, name="walked").wait_for()
     tab.get_by_role("link", name="Open the report").wait_for(timeout=1000 * JOB_SECONDS)
     assert "finished" in tab.get_by_role("log").inner_text()
+    assert serious(tab) == []
     tab.get_by_role("link", name="Open the report").click()
     tab.get_by_role("heading", name="What stayed, by layer").wait_for()
     assert tab.locator(".chart svg").count() == 3
+    assert serious(tab) == []
     until_ready(gateway, "walked")
 
     tab.get_by_role("link", name="Compare in the playground").click()
@@ -51,14 +58,20 @@ def test_from_a_form_to_two_answers_side_by_side(tab: Any, gateway: str):
             tab.keyboard.press("ArrowRight")
     assert panes[1].locator("code").inner_text() == "walked+clinc150:1+e2e_nlg:0.3"
     tab.get_by_label("Prompt").fill(PROMPT)
+    streams: list[str] = []
+    tab.on("response", lambda one: streams.append(one.headers.get("content-type", "")))
     tab.get_by_role("button", name="Ask both").click()
     for pane in panes:
         pane.get_by_text(re.compile("first token after|answered with nothing")).wait_for()
         answer = pane.get_by_role("log").inner_text().removeprefix(PROMPT)
         assert answer.strip() == asked(gateway, pane.locator("code").inner_text()).strip()
 
+    assert [kind.split(";")[0] for kind in streams] == ["text/event-stream"] * 2
+    assert serious(tab) == []
+
     tab.goto(f"{gateway}/#/adapters?base=demo")
     tab.get_by_role("button", name="Compare them").click()
+    tab.wait_for_url(re.compile("adapterjob"))
     tab.get_by_role("heading", name="How alike they are").wait_for(timeout=1000 * JOB_SECONDS)
     assert "clinc150 and wikisql" in (tab.locator("svg").first.get_attribute("aria-label") or "")
 

@@ -2,6 +2,7 @@
 
 import threading
 
+from pruning.digest import tree_digest
 from service.collection import Garbage
 from service.verification import verify
 
@@ -41,3 +42,17 @@ def test_a_killed_publications_artifact_stays_until_it_is_resumed(
     site.catalog.delete_base("demo-slim")
     assert [one.path.name for one in collect()] == [artifact.name]
     assert site.artifacts() == []
+
+
+def test_a_comparison_stays_though_nothing_is_served_of_it(
+    site, worker, gateway, finished, collect, tmp_path, write_adapter
+):
+    other = write_adapter(tmp_path / "other", seed=1)
+    site.catalog.add_adapter("demo", "other", other, tree_digest(other), rank=2)
+    compare = {"kind": "compare", "base": "demo"}
+    job = finished(gateway.post("/v1/adapters/jobs", json=compare))
+    assert job["status"] == "succeeded", job["error"]
+    before = gateway.get(job["result"]["report"]).json()
+    assert collect() == []
+    assert gateway.get(job["result"]["report"]).json() == before
+    assert before["names"] == ["other", "task"]

@@ -5,6 +5,7 @@ import { callout, h, notify } from "./dom.js";
 
 const PAGES = {
   "": "overview", jobs: "jobs", new: "new", bases: "bases", adapters: "adapters", playground: "playground",
+  api: "api",
 };
 const main = document.querySelector("#main");
 let leaving = new AbortController();

@@ -99,13 +99,13 @@ export function frontPicture(front, here, to = (name) => `#/bases/${encodeURICom
     h("ul", { class: "key" }, h("li", { class: "dot" }, "worth having: no other is both smaller and better"), h("li", { class: "dot other" }, "another is")));
 }
 
-/** Names stand below the front, which falls to the right, or above where it has fallen; none on another. */
+/** Names stand below the front, which falls to the right, or above and to the right where it has fallen; none on another. */
 function named(points, front, x, y, bottom) {
   const taken = [];
   return points.filter((p) => p.on_front).map((p) => {
     const at = x(p.parameters / front.parameters), long = 7.6 * p.name.length;
     const below = at > 42 + long && y(p.delta_nats) + 22 < bottom;
-    const start = below ? at - 9 - long : Math.max(42, at - long / 2), line = y(p.delta_nats) + (below ? 16 : -12);
+    const start = below ? at - 9 - long : Math.min(at - 2, x(1) - long), line = y(p.delta_nats) + (below ? 16 : -12);
     if (taken.some(([other, end, height]) => start < end && start + long > other && Math.abs(line - height) < 13)) return null;
     taken.push([start, start + long, line]);
     return s("text", { class: "strong", x: below ? at - 9 : start, y: line, "text-anchor": below ? "end" : "start" }, p.name);
@@ -120,9 +120,14 @@ export function lossPicture(adapters) {
     `${a.name}: ${fixed(a.dense_base)} without the adapter, ${fixed(a.dense_adapter)} with it, ${fixed(a.slim_adapter)} slim`).join("; ");
   return h("div",
     chart((width) => {
-      const left = Math.min(130, width * 0.3), row = 30, x = (loss) => left + (loss / most) * (width - left - 10);
-      return picture(width, measured.length * row + 8, label, measured.map((a, i) => {
-        const y = i * row + 18;
+      const left = Math.min(130, width * 0.3), row = 30, top = 40, x = (loss) => left + (loss / most) * (width - left - 10);
+      const bottom = top + measured.length * row, step = Math.max(1, Math.ceil(most / (width < 420 ? 4 : 8)));
+      const ticks = Array.from({ length: Math.floor(most / step) + 1 }, (_, i) => i * step);
+      return picture(width, bottom, label, s("text", { x: 0, y: 10 }, "nats per completion token; less is better"), ticks.map((t) => [
+        s("text", { x: x(t), y: 30, "text-anchor": "middle" }, t),
+        s("line", { class: "axis", x1: x(t), x2: x(t), y1: 36, y2: bottom }),
+      ]), measured.map((a, i) => {
+        const y = top + (i + 0.5) * row;
         return [
           s("text", { class: "strong", x: 0, y: y + 4 }, a.name.length > 17 ? `${a.name.slice(0, 16)}…` : a.name),
           s("line", { class: "axis", x1: left, x2: width - 10, y1: y, y2: y }),

@@ -65,16 +65,19 @@ export const stats = (figures) =>
   h("dl", { class: "stats" }, figures.map(([name, value, note]) =>
     h("div", h("dt", name), h("dd", value, note ? h("small", note) : null))));
 
-/** A table that scrolls by itself where it is too wide: columns are [title, cell(row), class]. */
+/**
+ * A table that scrolls by itself where it is too wide: columns are [title, cell(row), class].  On a phone the rows of a
+ * wide one become blocks, whose roles are said because browsers forget them with the display of a table.
+ */
 export function table(label, columns, rows) {
   const [[, first]] = columns;
   return h("div", { class: "wide", role: "region", tabindex: 0, "aria-label": label },
-    h("table",
-      h("thead", h("tr", columns.map(([title, , kind]) =>
-        title ? h("th", { scope: "col", class: kind }, title) : h("td")))),
-      h("tbody", rows.map((row) =>
-        h("tr", h("th", { scope: "row" }, first(row)),
-          columns.slice(1).map(([, cell, kind]) => h("td", { class: kind }, cell(row))))))));
+    h("table", { role: "table", class: columns.length > 4 ? "stacks" : null },
+      h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, columns.map(([title, , kind]) =>
+        title ? h("th", { scope: "col", role: "columnheader", class: kind }, title) : h("td", { role: "cell" })))),
+      h("tbody", { role: "rowgroup" }, rows.map((row) =>
+        h("tr", { role: "row" }, h("th", { scope: "row", role: "rowheader" }, first(row)),
+          columns.slice(1).map(([title, cell, kind]) => h("td", { role: "cell", class: kind, "data-title": title }, cell(row))))))));
 }
 
 let numbered = 0;
@@ -131,14 +134,21 @@ export async function repeat(milliseconds, act, signal) {
   }
 }
 
-/** A button that acts once at a time, and says what went wrong. */
+/** Act, with the button off meanwhile, and say what went wrong. */
+async function once(button, act) {
+  button.disabled = true;
+  try { await act(); } catch (error) { notify(error.message); } finally { button.disabled = false; }
+}
+
+/** A button that acts once at a time. */
 export function action(text, act, kind = "") {
-  const button = h("button", {
-    type: "button", class: kind,
-    async onclick() {
-      button.disabled = true;
-      try { await act(); } catch (error) { notify(error.message); } finally { button.disabled = false; }
-    },
-  }, text);
+  const button = h("button", { type: "button", class: kind, onclick: () => once(button, act) }, text);
   return button;
+}
+
+/** A form of fields that acts once at a time, by its button or Enter. */
+export function form(text, act, kind, ...fields) {
+  const button = h("button", { class: "primary" }, text);
+  return h("form", { class: kind, onsubmit: (event) => { event.preventDefault(); once(button, act); } },
+    h("div", { class: "fields" }, fields), h("p"), button);
 }

@@ -2,7 +2,7 @@
 
 import { find, id, jobPath, list, post, remove, upload } from "../api.js";
 import { similarityPicture } from "../charts.js";
-import { action, callout, empty, field, h, notify, page, section, select, table, when } from "../dom.js";
+import { action, callout, empty, field, form, h, notify, page, section, select, table, when } from "../dom.js";
 import { jobLink, madeAdapters } from "./jobs.js";
 
 export const title = () => "Adapters";
@@ -69,16 +69,10 @@ async function comparison(base, own, made, signal) {
 function addition(base) {
   const name = h("input", { required: true, autocomplete: "off" });
   const files = h("input", { type: "file", multiple: true, required: true, accept: ".json,.safetensors,.jsonl" });
-  const send = action("Upload", async () => {
-    if (!form.reportValidity()) return;
+  return form("Upload", async () => {
     const added = await upload("/v1/adapters", { name: name.value.trim(), base }, [...files.files].map((file) => ["files", file]));
     notify(`${added.id} is there, with rank ${added.rank}.`);
     reload();
-  }, "primary");
-  const form = h("form", { class: "card", onsubmit: (event) => { event.preventDefault(); send.click(); } },
-    h("div", { class: "fields" }, field("Name", name, { hint: `requests ask for ${base}+NAME` }),
-      field("Files", files, { hint: "adapter_config.json, adapter_model.safetensors and, maybe, eval.jsonl and calibration.jsonl" })),
-    h("p"), send);
-  return form;
+  }, "card", field("Name", name, { hint: `requests ask for ${base}+NAME` }),
+  field("Files", files, { hint: "adapter_config.json, adapter_model.safetensors and, maybe, eval.jsonl and calibration.jsonl" }));
 }
-

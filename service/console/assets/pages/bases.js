@@ -3,7 +3,7 @@
 import { find, get, id, list, patch, post, put, remove } from "../api.js";
 import { frontPicture, layersPicture, lossPicture } from "../charts.js";
 import {
-  action, badge, bytes, callout, change, count, empty, field, fixed, h, notify, page, percent, seconds, section, short, stats, table, when,
+  action, badge, bytes, callout, change, count, empty, field, fixed, form, h, notify, page, percent, seconds, section, short, stats, table, when,
 } from "../dom.js";
 
 export const title = (item) => item ?? "Bases";
@@ -55,17 +55,12 @@ async function rollBack(alias) {
 
 function registration() {
   const name = h("input", { required: true, autocomplete: "off" }), path = h("input", { required: true, autocomplete: "off" });
-  const add = action("Register", async () => {
-    if (!form.reportValidity()) return;
+  return form("Register", async () => {
     await post("/v1/bases", { name: name.value.trim(), path: path.value.trim() });
     notify(`${name.value} is registered.`);
     reload();
-  }, "primary");
-  const form = h("form", { class: "card", onsubmit: (event) => { event.preventDefault(); add.click(); } },
-    h("div", { class: "fields" }, field("Name", name, { hint: "what requests call it" }),
-      field("Directory", path, { hint: "on the server: config.json, safetensors and a tokenizer" })),
-    h("p"), add);
-  return form;
+  }, "card", field("Name", name, { hint: "what requests call it" }),
+  field("Directory", path, { hint: "on the server: config.json, safetensors and a tokenizer" }));
 }
 
 async function dense(base, signal) {
@@ -140,18 +135,13 @@ async function promotion(base, signal) {
   const aliases = await list("/v1/aliases", signal);
   const own = aliases.filter((a) => a.base === base.id);
   const name = h("input", { autocomplete: "off", list: "aliases", placeholder: "prod", required: true });
-  const promote = action("Promote", async () => {
-    if (!form.reportValidity()) return;
+  const choice = form("Promote", async () => {
     await put(`/v1/aliases/${id(name.value.trim())}`, { base: base.id });
     notify(`${name.value} stands for ${base.id} now.`);
     reload();
-  }, "primary");
-  const form = h("form", { onsubmit: (event) => { event.preventDefault(); promote.click(); } },
-    h("div", { class: "fields" }, field("Alias", name, { hint: "new, or one that moves here from another base" })),
-    h("datalist", { id: "aliases" }, aliases.map((a) => h("option", { value: a.id }))), h("p"), promote);
+  }, null, field("Alias", name, { hint: "new, or one that moves here from another base" }));
   return section("Promote", h("div", { class: "card" },
     own.map((a) => h("p", { class: "row" }, h("span", h("strong", a.id), " stands for this base."),
       a.before.length ? action(`Roll back to ${a.before.at(-1)}`, () => rollBack(a.id)) : null)),
-    form));
+    h("datalist", { id: "aliases" }, aliases.map((a) => h("option", { value: a.id }))), choice));
 }
-

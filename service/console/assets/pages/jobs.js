@@ -42,7 +42,7 @@ export const jobsTable = (found) => table("Jobs", [
 async function one(id, signal) {
   let job = await get(jobPath(id), signal);
   const head = h("div"), stages = h("ol", { class: "stages" }), result = h("div");
-  const log = h("ul", { class: "log", role: "log", tabindex: 0, "aria-label": "Events" });
+  const log = h("div", { class: "log", role: "log", tabindex: 0, "aria-label": "Events" });
   const seen = {}; // by stage, the last that was said of it
 
   const draw = () => {
@@ -53,7 +53,7 @@ async function one(id, signal) {
     const { stage } = event.data;
     if (stage) seen[stage] = { ...seen[stage], ...event.data, message: event.message };
     const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
-    log.append(h("li", { class: event.level }, h("span", { class: "faint" }, clock(event.created_at)),
+    log.append(h("div", { class: event.level }, h("span", { class: "faint" }, clock(event.created_at)),
       h("span", { class: "faint" }, stage ?? ""), h("span", event.message)));
     if (atEnd) log.scrollTop = log.scrollHeight;
   };
@@ -85,6 +85,8 @@ function headOf(job) {
     buttons.push(action("Cancel", async () => { await post(`${jobPath(job.id)}/cancel`); notify("The job is cancelled."); }, "danger"));
   if (["failed", "cancelled"].includes(job.status)) buttons.push(action("Retry", () => retry(job), "primary"));
   if (job.pruned_model) buttons.push(h("a", { class: "button primary", href: `#/bases/${encodeURIComponent(job.pruned_model)}` }, "Open the report"));
+  const made = job.object === "adapter.job" ? job.result?.models[0] : null;
+  if (made) buttons.push(h("a", { class: "button primary", href: `#/playground?a=${encodeURIComponent(job.model)}&b=${encodeURIComponent(made)}` }, "Try it"));
   const lead = h("span", `${{ "pruning.job": "Prunes", "sweep.job": "Tries many cuts of" }[job.object] ?? { merge: "Merges adapters of", compare: "Compares the adapters of" }[job.recipe.kind] ?? "On adapters of"} `,
     h("a", { href: `#/bases/${encodeURIComponent(job.model)}` }, job.model), ` · ${when(job.created_at)} · `, h("code", job.id));
   return [page(makes(job), lead, ...buttons),
@@ -119,7 +121,8 @@ async function resultOf(job, signal) {
     ["Source", (task) => task.source], ["Weight", (task) => fixed(task.weight, 3), "num"], ["Rows", (task) => count(task.rows), "num"],
     ["Base", (task) => fixed(task.base, 3), "num"], ["Itself", (task) => fixed(task.own, 3), "num"], ["Result", (task) => fixed(task.result, 3), "num"],
     ["Gain kept", (task) => (task.recovered === null ? "–" : percent(task.recovered)), "num"],
-  ], result.tasks)));
+  ], result.tasks), h("p", { class: "hint" },
+    "Losses in nats per completion token on each source's held-out rows: of the base alone, with the source itself, and with the result.")));
 }
 
 /** The cells of a sweep by size and loss, and a button to make one of those worth having. */

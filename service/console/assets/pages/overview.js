@@ -1,8 +1,8 @@
 // Overview: what runs, what it does, and what was asked of it last.
 
-import { get, jobs } from "../api.js";
+import { find, get, id, jobs, list } from "../api.js";
 import { sparkline } from "../charts.js";
-import { badge, bar, callout, empty, fixed, h, page, percent, repeat, section, short, stats, table } from "../dom.js";
+import { badge, bar, bytes, callout, empty, fixed, h, page, percent, repeat, section, short, stats, table } from "../dom.js";
 import { jobsTable } from "./jobs.js";
 
 export const title = () => "Overview";
@@ -23,8 +23,29 @@ export async function render({ signal }) {
   };
   await look();
   repeat(2000, () => look().catch((error) => signal.aborted || live.prepend(callout("bad", error.message))), signal);
-  return [page("Overview", "Every served base has an engine of its own; adapters are loaded where they are asked for."), live];
+  return [page("Overview", "Every served base has an engine of its own; adapters are loaded where they are asked for."), await savings(signal), live];
 }
+
+/** What the slim bases that are worth having save of their dense ones, and what that costs. */
+async function savings(signal) {
+  const dense = (await list("/v1/bases", signal)).filter((base) => !base.parent);
+  const fronts = (await Promise.all(dense.map((base) => find(`/v1/bases/${id(base.id)}/front`, signal)))).filter(Boolean);
+  const best = fronts.flatMap((front) => front.data.filter((point) => point.on_front).map((point) => ({ ...point, front })));
+  if (!dense.length) return null;
+  if (!best.length) return section("What it would save", empty("Nothing is slim yet. ",
+    h("a", { href: `#/new?base=${id(dense[0].id)}` }, `See what a cut would leave of ${dense[0].id}`), ", before anything runs."));
+  return section("What slim bases save", savingsTable(best),
+    h("p", { class: "hint" }, "Nats lost per token are the logarithm of what the perplexity grows by: 0.1 is 11 % more. Adapters lose them on their own held-out rows, in the mean."));
+}
+
+const savingsTable = (best) => table("What slim bases save", [
+  ["Slim base", (p) => h("a", { href: `#/bases/${id(p.name)}` }, p.name)],
+  ["Of", (p) => p.front.base],
+  ["Weights saved", (p) => `${bytes(p.front.weight_bytes - p.weight_bytes)}, ${percent(1 - p.weight_bytes / p.front.weight_bytes)}`, "num"],
+  ["Perplexity per word", (p) => fixed(p.word_perplexity, 1), "num"],
+  ["Nats lost per token", (p) => fixed(p.delta_nats, 3), "num"],
+  ["Adapters lose", (p) => fixed(p.adapters_nats, 3), "num"],
+], best);
 
 function speedsOf(before, now) {
   const seconds = (now.at - before.at) / 1000;
@@ -56,7 +77,7 @@ function shown({ engines, jobs: counts }, recent, speeds, rates) {
 }
 
 const enginesTable = (engines, speeds) => table("Engines", [
-  ["Base", (e) => h("a", { href: `#/bases/${encodeURIComponent(e.base)}` }, e.base)],
+  ["Base", (e) => h("a", { href: `#/bases/${id(e.base)}` }, e.base)],
   ["State", (e) => badge(e.state)],
   ["Tokens/s", (e) => (e.load ? fixed(speeds[e.base] ?? 0, 1) : "–"), "num"],
   ["Running", (e) => e.load?.running ?? "–", "num"],
