@@ -63,6 +63,7 @@ class TrainRecipe(_Frozen):
     alpha: float = Field(16.0, gt=0)
     linears: tuple[str, ...] | None = Field(None, min_length=1, description="all if not given")
     layers: tuple[int, ...] | None = Field(None, min_length=1, description="all if not given")
+    ranks: Method = Method(name="uniform")
     init: Method = Method(name="lora")
     form: Method = Method(name="plain")
     hooks: tuple[Method, ...] = Field((), max_length=8)
@@ -79,10 +80,13 @@ class TrainRecipe(_Frozen):
             )
         if form in OWN_FACTORS and init != "lora":
             raise ValueError(f"form {form} draws its own factors; leave init out")
+        if self.ranks.name == "cfsp" and init == "eva":
+            raise ValueError("init eva shares ranks out itself; leave ranks out")
         return self
 
     def check(self, linears: Sequence[str], num_layers: int) -> None:
         """Raise InvalidInput for an unfit method, or for a linear or layer that the base lacks."""
+        resolve("ranks", self.ranks)
         resolve("init", self.init)
         resolve("form", self.form)
         for hook in self.hooks:
