@@ -20,6 +20,7 @@ from pruning import artifacts, evaluation
 from pruning.adapters import algebra, atoms
 from pruning.adapters.atoms import Key
 from pruning.adapters.form import nola
+from pruning.adapters.limits import limits
 from pruning.adapters.peft_format import CALIBRATION, EVALUATION, WEIGHTS
 from pruning.adapters.quality import silent
 from pruning.adapters.train.loop import Lesson, Outcome, Unlearning, fit
@@ -206,6 +207,7 @@ def _report(
         judged.append(unlearning.lesson.validation)
     base = evaluation.load(spec.base)  # afresh: an initialisation may have moved the other one
     before = [evaluation.completion_loss(base, one, silent) for one in judged]
+    borders = limits(base, Geometry.of(spec.base), tuned.bake(), lesson.validation)
     adapted = evaluation.with_adapter(base, directory)
     after = [evaluation.completion_loss(adapted, one, silent) for one in judged]
     begun = ranks(recipe.ranks), init(recipe.init)
@@ -227,6 +229,7 @@ def _report(
         forget_base=before[1] if unlearning else None,
         forget_result=after[1] if unlearning else None,
         curve=outcome.curve,
+        limits=borders,
     )
 
 

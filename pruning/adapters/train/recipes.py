@@ -122,6 +122,27 @@ class Check(_Frozen):
     validation: float
 
 
+class LayerLimits(_Frozen):
+    """The largest entries of what a layer's attention compares, and of what the adapter adds."""
+
+    query: float
+    key: float
+    added_query: float
+    added_key: float
+
+
+class Limits(_Frozen):
+    """Of the adapter on some validation rows, the longest of so many tokens.
+
+    See pruning.adapters.limits and pruning.adapters.order.
+    """
+
+    tokens: int
+    threshold: float  # √ln tokens: entries far below it are what a sub-quadratic method needs
+    layers: dict[int, LayerLimits]
+    break_even_tokens: int  # up to which it is no dearer beside the base than merged into it
+
+
 class TrainReport(_Frozen):
     """What a training did; losses are nats per completion token of the validation rows."""
 
@@ -138,3 +159,4 @@ class TrainReport(_Frozen):
     forget_base: float | None = None
     forget_result: float | None = None
     curve: tuple[Check, ...]
+    limits: Limits
