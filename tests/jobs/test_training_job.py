@@ -89,6 +89,7 @@ def test_the_command_line_uploads_rows_trains_plots_and_registers(
     assert (job["object"], job["result"]["models"]) == ("adapter.job", ["bundled+made"])
     assert site.catalog.adapter("bundled", "made").rank == 8
     report = gateway.get(job["result"]["report"]).json()
+    assert [hook["name"] for hook in report["recipe"]["hooks"]] == ["allora"]  # the default
     assert [check["step"] for check in report["curve"]] == [3, 6]
     assert report["result"] < report["base"]
     manifest = artifacts.verify(site.settings.artifacts / job["result"]["artifact"])

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,6 +14,7 @@ from pruning.sources import Name
 
 BEGIN_AT_ZERO = ("lora", "eva")  # initialisations whose B is zero
 KEEP_FACTORS = ("core", "diagonal")  # forms that train nothing but what stands between B and A
+BEST = (Method(name="allora"),)  # hooks of a recipe that names no method; see docs/training.md
 OWN_FACTORS = ("nola", "randlora", "growable")  # forms that draw their factors themselves
 
 
@@ -66,10 +67,19 @@ class TrainRecipe(_Frozen):
     ranks: Method = Method(name="uniform")
     init: Method = Method(name="lora")
     form: Method = Method(name="plain")
-    hooks: tuple[Method, ...] = Field((), max_length=8)
+    hooks: tuple[Method, ...] = Field(
+        (), max_length=8, description="allora where neither init, form nor forget is given"
+    )
     forget: Forgetting | None = None
     hyperparameters: Hyperparameters = Hyperparameters()
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose(cls, given: Any) -> Any:
+        if isinstance(given, dict) and not given.keys() & {"init", "form", "hooks", "forget"}:
+            return given | {"hooks": BEST}
+        return given
 
     @model_validator(mode="after")
     def _fit(self) -> "TrainRecipe":

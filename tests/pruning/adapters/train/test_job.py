@@ -172,6 +172,15 @@ def test_what_the_base_or_the_catalogue_lacks_is_named(changes: dict[str, Any], 
     assert refused.value.field == field
 
 
+def test_a_recipe_that_names_no_method_takes_what_did_best():
+    recipe: dict[str, Any] = {"name": "made", "base": "demo", "training": {"file": "f"}}
+    chosen = TrainRecipe.model_validate(recipe)
+    assert [hook.name for hook in chosen.hooks] == ["allora"]
+    assert TrainRecipe.model_validate(chosen.model_dump()) == chosen
+    for named in ({"hooks": []}, {"init": {"name": "eva"}}, {"form": {"name": "nested"}}):
+        assert TrainRecipe.model_validate(recipe | named).hooks == ()
+
+
 def test_epochs_become_steps():
     assert Hyperparameters(n_epochs=2, batch_size=8).num_steps(20) == 5
     assert Hyperparameters(steps=7).num_steps(20) == 7
