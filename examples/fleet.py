@@ -81,7 +81,7 @@ def recipe_of(client: Client, options: argparse.Namespace) -> dict[str, Any]:
 def wait(client: Client, id: str) -> dict[str, Any]:
     """Follow a job to its end."""
     for event in client.events(id):
-        if event["type"] != "progress":
+        if event["type"] not in ("progress", "metrics"):
             print(event["message"])
     job = client.job(id)
     if job["status"] != "succeeded":

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pruning.adapters.compression import Compress
 from pruning.adapters.merging import Merge
-from pruning.adapters.train.tuned import Form, Hook, Init
+from pruning.adapters.train.tuned import Form, Hook, Init, Ranks
 from pruning.allocation.budget import Space
 from pruning.geometry import Geometry
 from pruning.methods import resolve
@@ -30,6 +30,7 @@ _PACKAGES: Mapping[MethodKind, str] = {
     "merge": "pruning.adapters.merge",
     "compress": "pruning.adapters.compress",
     "schedule": "pruning.schedules",
+    "ranks": "pruning.adapters.ranks",
     "init": "pruning.adapters.init",
     "form": "pruning.adapters.form",
     "hook": "pruning.adapters.hooks",
@@ -152,6 +153,12 @@ def compress(method: Method) -> tuple[Compress, MethodEntry, Params]:
     """The code of a compression method, its entry and its parameters.  Raises InvalidInput."""
     entry, params = resolve("compress", method)
     return cast(Compress, _module(entry).compress), entry, params
+
+
+def ranks(method: Method) -> tuple[Ranks, MethodEntry, Params]:
+    """The code of a way to share ranks out, its entry and its parameters.  Raises InvalidInput."""
+    entry, params = resolve("ranks", method)
+    return cast(Ranks, _module(entry).share), entry, params
 
 
 def init(method: Method) -> tuple[Init, MethodEntry, Params]:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dbos import DBOS, SetWorkflowID, WorkflowHandle, error
 
@@ -28,7 +28,7 @@ from pruning.jobs import job
 from pruning.jobs.job import JobFailed
 from pruning.jobs.kinds import KINDS, Kind, kind_of
 from pruning.jobs.runner import Cancelled, Runner
-from pruning.progress import Progress
+from pruning.progress import Progress, numbers
 from pruning.recipe import PruneSpec
 from pruning.sweeps.recipe import SweepSpec
 
@@ -168,20 +168,22 @@ def _progress(stages: Sequence[str], stage: str) -> Progress:
 
     def progress(fraction: float, message: str) -> None:
         nonlocal last_time, last_fraction
-        now = time.monotonic()
+        now, measured = time.monotonic(), numbers(message)
         is_late = now - last_time >= _PROGRESS_SECONDS
-        if fraction - last_fraction < (_PROGRESS_STEP if is_late else _PROGRESS_STRIDE):
+        step = _PROGRESS_STEP if is_late else _PROGRESS_STRIDE
+        if fraction - last_fraction < step and not measured:
             return
         last_time, last_fraction = now, fraction
         whole = round((index + fraction) / len(stages), 4)
         state: job.Progress = {"stage": stage, "fraction": whole, "message": message}
         DBOS.set_event(job.PROGRESS, state)
-        _tell("progress", message, {"stage": stage, "fraction": fraction})
+        said = {"stage": stage, "fraction": fraction, **measured}
+        _tell("metrics" if measured else "progress", message, said)
 
     return progress
 
 
-def _tell(type: Literal["message", "progress", "stage"], message: str, data: Any) -> None:
+def _tell(type: job.EventType, message: str, data: Any) -> None:
     event: job.Event = {
         "created_at": int(time.time()),
         "level": "info",

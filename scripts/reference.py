@@ -28,6 +28,7 @@ _KINDS = {
     "recovery": "Recovery: what repairs",
     "merge": "Merging adapters",
     "compress": "Compressing adapters",
+    "ranks": "Training adapters: how much rank goes where",
     "init": "Training adapters: how they begin",
     "form": "Training adapters: what form they have",
     "hook": "Training adapters: what happens at each step",

@@ -248,6 +248,14 @@ def job_events(id: JobId, url: Url, follow: Follow = False, as_json: Json = Fals
     jobs.events(url, id, follow, as_json)
 
 
+@jobs.command("checkpoints")
+def job_checkpoints(id: JobId, url: Url, as_json: Json = False) -> None:
+    """List where a training looked at its validation rows, newest first."""
+    from service.commands import jobs
+
+    jobs.checkpoints(url, id, as_json)
+
+
 @jobs.command("cancel")
 def cancel_job(id: JobId, url: Url, as_json: Json = False) -> None:
     """End a job that is queued or running."""

@@ -180,13 +180,13 @@ class Client:
     def cancel(self, id: str) -> Json:
         return self._ask("POST", f"{_path(id)}/cancel")
 
+    def checkpoints(self, id: str) -> list[Json]:
+        """Where a training has looked at its validation rows, newest first."""
+        return list(self._pages(f"{_path(id)}/checkpoints"))
+
     def past_events(self, id: str) -> Iterator[Json]:
         """The events of a job so far."""
-        page: Json = {"has_more": True, "last_id": None}
-        while page["has_more"]:
-            after = {} if page["last_id"] is None else {"after": page["last_id"]}
-            page = self._ask("GET", f"{_path(id)}/events", params={"limit": 100, **after})
-            yield from page["data"]
+        return self._pages(f"{_path(id)}/events")
 
     def events(self, id: str) -> Iterator[Json]:
         """The events of a job from its start, as they happen, until it is over."""
@@ -202,6 +202,14 @@ class Client:
         except ClientError:
             return False
         return True
+
+    def _pages(self, path: str) -> Iterator[Json]:
+        """All of a list that comes in pages."""
+        page: Json = {"has_more": True, "last_id": None}
+        while page["has_more"]:
+            after = {} if page["last_id"] is None else {"after": page["last_id"]}
+            page = self._ask("GET", path, params={"limit": 100, **after})
+            yield from page["data"]
 
     def _list(self, path: str, parameters: Mapping[str, Any] | None = None) -> list[Json]:
         data: list[Json] = self._ask("GET", path, params=parameters)["data"]

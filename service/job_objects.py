@@ -1,6 +1,6 @@
 """Jobs and their events as the API shows them, after OpenAI's fine_tuning.job."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
 from dbos import WorkflowStatus
@@ -8,13 +8,13 @@ from pydantic import BaseModel, ConfigDict
 
 from pruning.adapters.jobs import AnyAdapterRecipe, AnyAdapterSpec, results
 from pruning.errors import InvalidInput
-from pruning.jobs.job import Event, Progress
+from pruning.jobs.job import Event, EventType, Progress
 from pruning.jobs.kinds import ADAPTERS, PRUNING, SWEEPS, kind_of
 from pruning.recipe import PruneSpec, Recipe
 from pruning.sweeps.recipe import SweepRecipe, SweepSpec
 from service.privacy import public
 
-Item = TypeVar("Item", "Job", "JobEvent")
+Item = TypeVar("Item", "Job", "JobEvent", "Checkpoint")
 Status = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
 ENDED = ("succeeded", "failed", "cancelled")
 PATHS = {
@@ -95,9 +95,25 @@ class JobEvent(_Frozen):
     object: Literal["pruning.job.event"] = "pruning.job.event"
     created_at: int
     level: Literal["info", "warn", "error"]
-    type: Literal["message", "progress", "stage"]
+    type: EventType
     message: str
     data: dict[str, Any]
+
+
+class Checkpoint(_Frozen):
+    """Where a training looked at its validation rows, after OpenAI's fine_tuning.job.checkpoint.
+
+    `fine_tuned_model_checkpoint` is the model that has these weights: of the checkpoint that was
+    kept once the job has succeeded, null for the others.
+    """
+
+    id: str
+    object: Literal["adapter.job.checkpoint"] = "adapter.job.checkpoint"
+    created_at: int
+    fine_tuning_job_id: str
+    fine_tuned_model_checkpoint: str | None
+    step_number: int
+    metrics: dict[str, float]  # step, train_loss and valid_loss, in nats per completion token
 
 
 class Page(_Frozen, Generic[Item]):
@@ -167,6 +183,23 @@ def page_of(items: Sequence[Item], has_more: bool) -> Page[Item]:
         last_id=items[-1].id if items else None,
         has_more=has_more,
     )
+
+
+def checkpoints_of(job: Job, events: Iterable[JobEvent], best_step: int | None) -> list[Checkpoint]:
+    """Those that events tell of, the newest first; the model is of `best_step`."""
+    (model,) = job.result.models if job.result else (None,)
+    told = {int(event.data["step"]): event for event in events if event.type == "metrics"}
+    return [
+        Checkpoint(
+            id=f"ftckpt-{job.id}-{step}",
+            created_at=event.created_at,
+            fine_tuning_job_id=job.id,
+            fine_tuned_model_checkpoint=model if step == best_step else None,
+            step_number=step,
+            metrics={name: event.data[name] for name in ("step", "train_loss", "valid_loss")},
+        )
+        for step, event in sorted(told.items(), reverse=True)
+    ]
 
 
 def last_event(job: Job) -> JobEvent:

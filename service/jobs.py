@@ -30,10 +30,12 @@ from service.errors import Conflict, NotFound, TooManyRequests
 from service.generation import resolve_generation, resolve_training
 from service.job_objects import (
     AnyRecipe,
+    Checkpoint,
     Job,
     JobEvent,
     Page,
     Status,
+    checkpoints_of,
     event_object,
     job_object,
     last_event,
@@ -170,6 +172,23 @@ class Jobs:
         if job.has_ended and len(events) <= limit:
             events.append(last_event(job))
         return page_of(events[:limit], has_more=len(events) > limit)
+
+    def checkpoints(self, id: str, limit: int = 10, after: str | None = None) -> Page[Checkpoint]:
+        """Where a training has looked at its validation rows, newest first; others have none."""
+        job = self.get(id)
+        if not isinstance(job.recipe, TrainRecipe):
+            return page_of(list[Checkpoint](), has_more=False)
+        best = None
+        if job.result:
+            best = json.loads(self.report(id, "json").read_bytes())["best_step"]
+        known = checkpoints_of(job, self._stream(id, 0), best)
+        start = 0
+        if after is not None:
+            ids = [one.id for one in known]
+            if after not in ids:
+                raise InvalidInput("after", f"there is no checkpoint {after!r}")
+            start = ids.index(after) + 1
+        return page_of(known[start : start + limit], has_more=start + limit < len(known))
 
     def counts(self, own: bool = False) -> dict[Status, int]:
         """How many jobs there are of each status, of all tenants or only of one's own."""

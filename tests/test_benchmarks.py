@@ -15,6 +15,7 @@ NAMES = (
     "latency",
     "memory",
     "merge",
+    "order",
     "quality",
     "recovery",
     "reliability",

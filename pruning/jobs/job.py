@@ -20,12 +20,16 @@ ACTIVE = ("ENQUEUED", "DELAYED", "PENDING")  # states of a workflow that has not
 SERIALIZER = DBOSPortableJSONSerializer()
 
 
+# metrics: progress with numbers, which are told every time
+EventType = Literal["message", "progress", "metrics", "stage"]
+
+
 class Event(TypedDict):
     """An entry of the stream EVENTS; `created_at` in Unix seconds."""
 
     created_at: int
     level: Literal["info", "warn", "error"]
-    type: Literal["message", "progress", "stage"]
+    type: EventType
     message: str
     data: dict[str, Any]
 

@@ -16,7 +16,7 @@ from typing import Any
 from pruning.jobs.job import JobFailed
 from pruning.jobs.kinds import PRUNING, Kind
 from pruning.jobs.stage import INVALID_INPUT
-from pruning.progress import Progress
+from pruning.progress import Measured, Progress
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def _follow(lines: Iterable[bytes], progress: Progress) -> dict[str, Any]:
             break
         said = json.loads(line)
         if "fraction" in said:
-            progress(said["fraction"], said["message"])
+            progress(said["fraction"], Measured(said["message"], **said["data"]))
         else:
             outcome = said
     return outcome

@@ -22,7 +22,7 @@ from pruning.digest import file_digest, tree_digest
 from pruning.errors import InvalidInput
 from pruning.jobs.kinds import KINDS, PRUNING
 from pruning.jobs.outputs import slim_base
-from pruning.progress import Progress
+from pruning.progress import Progress, numbers
 from pruning.recipe import PruneSpec
 
 INVALID_INPUT = 2
@@ -92,7 +92,9 @@ def main(arguments: list[str] | None = None) -> int:
             options.work,
             options.kind,
             options.pipeline,
-            lambda fraction, message: say({"fraction": fraction, "message": message}),
+            lambda fraction, message: say(
+                {"fraction": fraction, "message": message, "data": numbers(message)}
+            ),
         )
     except InvalidInput as error:
         say({"error": {"code": error.code, "message": error.message, "param": error.field}})

@@ -12,6 +12,7 @@ Kind = Literal[
     "schedule",
     "merge",
     "compress",
+    "ranks",
     "init",
     "form",
     "hook",

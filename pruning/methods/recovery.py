@@ -102,6 +102,18 @@ ENTRIES = (
     ),
     MethodEntry(
         "recovery",
+        "masked_lora",
+        "LoRA on every linear behind the mask of its weight, norms and biases (PERP)",
+        Paper(
+            "Zimmer et al.",
+            "PERP: Rethinking the Prune-Retrain Paradigm in the Era of LLMs",
+            "arXiv 2023",
+            "https://arxiv.org/abs/2312.15230",
+        ),
+        params=LoraParams,
+    ),
+    MethodEntry(
+        "recovery",
         "lisa",
         "embedding, head and a few layers at a time, drawn anew, trained on text (LISA)",
         Paper(

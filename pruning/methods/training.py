@@ -1,4 +1,4 @@
-"""Methods that train adapters: initialisations, forms and hooks."""
+"""Methods that train adapters: ranks, initialisations, forms and hooks."""
 
 from typing import Literal
 
@@ -8,9 +8,20 @@ from pruning.methods.entry import MethodEntry, Paper, Params
 
 
 class DataParams(Params):
-    """Of initialisations that look at training rows."""
+    """Of methods that look at training rows before the first step."""
 
     rows: int = Field(64, ge=1, le=100_000)  # of the training rows that it looks at
+
+
+class FlexoraParams(DataParams):
+    keep: float = Field(0.5, gt=0, le=1)  # of the layers
+    steps: int = Field(20, ge=1, le=100_000)  # of the search
+    learning_rate: float = Field(3e-3, gt=0)  # of the factors
+    rate: float = Field(1.0, gt=0)  # of the layers' numbers
+
+
+class CfspRanksParams(DataParams):
+    pass
 
 
 class EvaParams(DataParams):
@@ -91,6 +102,32 @@ _LORA = Paper(
 )
 
 ENTRIES = (
+    MethodEntry("ranks", "uniform", "the same rank for every linear", _LORA),
+    MethodEntry(
+        "ranks",
+        "flexora",
+        "only the layers that a short search on held-out rows asks for (Flexora)",
+        Paper(
+            "Wei et al.",
+            "Flexora: Flexible Low-Rank Adaptation for Large Language Models",
+            "ACL 2025",
+            "https://arxiv.org/abs/2408.10774",
+        ),
+        params=FlexoraParams,
+    ),
+    MethodEntry(
+        "ranks",
+        "cfsp",
+        "in proportion to how far a layer turns the hidden states (CFSP)",
+        Paper(
+            "Wang et al.",
+            "CFSP: An Efficient Structured Pruning Framework for LLMs with Coarse-to-Fine "
+            "Activation Information",
+            "COLING 2025",
+            "https://arxiv.org/abs/2409.13199",
+        ),
+        params=CfspRanksParams,
+    ),
     MethodEntry("init", "lora", "A uniform, B zero", _LORA),
     MethodEntry(
         "init",

@@ -1,8 +1,8 @@
 """Norms and biases alone, less than a hundredth of the parameters, retrained on text (PERP).
 
 Zimmer et al., "PERP: Rethinking the Prune-Retrain Paradigm in the Era of LLMs", arXiv 2023,
-https://arxiv.org/abs/2312.15230.  The masks of the paper's LoRA variants are not needed where
-units leave for good: `lora` is the same thing.
+https://arxiv.org/abs/2312.15230.  Its LoRA behind a mask is `masked_lora`; where units leave for
+good and no weight is zero, `lora` is the same thing.
 """
 
 from pruning.evaluation import load

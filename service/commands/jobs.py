@@ -44,6 +44,17 @@ def events(url: str, id: str, following: bool, as_json: bool) -> None:
             print(json.dumps(event) if as_json else _line(event), flush=True)
 
 
+def checkpoints(url: str, id: str, as_json: bool) -> None:
+    columns = {
+        "STEP": column("step_number"),
+        "TRAINING": lambda row: f"{row['metrics']['train_loss']:.4f}",
+        "VALIDATION": lambda row: f"{row['metrics']['valid_loss']:.4f}",
+        "SERVED AS": column("fine_tuned_model_checkpoint"),
+    }
+    with Client(url) as client:
+        show(client.checkpoints(id), columns, as_json, "no checkpoint yet, or no training")
+
+
 def cancel(url: str, id: str, as_json: bool) -> None:
     with Client(url) as client:
         tell(client.cancel(id), lambda job: f"{job['id']}: {job['status']}", as_json)

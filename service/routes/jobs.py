@@ -16,7 +16,7 @@ from pruning.sweeps.choice import Choice
 from pruning.sweeps.recipe import SweepRecipe
 from service.dependencies import JobsDep, require
 from service.errors import NotFound
-from service.job_objects import PATHS, Job, JobEvent, Page
+from service.job_objects import PATHS, Checkpoint, Job, JobEvent, Page
 from service.jobs import Jobs
 
 pruning = APIRouter(prefix=PATHS[PRUNING], tags=["jobs"])
@@ -41,6 +41,7 @@ def _own(kind: Kind) -> Callable[[str], str]:
     return own
 
 
+AdapterJobId = Annotated[str, Depends(_own(ADAPTERS))]
 SweepId = Annotated[str, Depends(_own(SWEEPS))]
 
 
@@ -69,6 +70,14 @@ def sweep(recipe: SweepRecipe, jobs: JobsDep, idempotency_key: Key = None) -> Jo
 def choose(id: SweepId, choice: Choice, jobs: JobsDep, idempotency_key: Key = None) -> Job:
     """Start the pruning job of the cell of a sweep that fits best within a limit."""
     return jobs.choose(id, choice, idempotency_key)
+
+
+@adapters.get("/{id}/checkpoints")
+def checkpoints(
+    id: AdapterJobId, jobs: JobsDep, limit: Limit = 10, after: str | None = None
+) -> Page[Checkpoint]:
+    """Where a training has looked at its validation rows, newest first."""
+    return jobs.checkpoints(id, limit, after)
 
 
 def _follow(router: APIRouter, kind: Kind) -> None:

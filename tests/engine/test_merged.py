@@ -1,4 +1,4 @@
-"""What every merge and compression writes says in the engine what it says in PEFT."""
+"""What merges, compressions and trainings write says in the engine what it says in PEFT."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,8 +14,14 @@ from pruning import evaluation, methods, registry
 from pruning.adapters import algebra, atoms
 from pruning.adapters.algebra import Bags
 from pruning.adapters.compression import Deltas, applied
+from pruning.adapters.inputs import deltas_of
 from pruning.adapters.merging import merge_all
+from pruning.adapters.quality import silent
 from pruning.adapters.source import Source, open_source
+from pruning.adapters.train import job
+from pruning.adapters.train.loop import Lesson, fit
+from pruning.adapters.train.recipes import TrainRecipe
+from pruning.adapters.train.tuned import Around
 from pruning.geometry import Geometry
 from pruning.recipe import Method
 from service.engines import Engine, Engines
@@ -115,3 +121,41 @@ async def test_a_compressed_adapter_is_the_same_in_the_engine_and_in_peft(
     bags = {key: source.bag(key) for key in source.places}
     (made,) = compress(bags, checked, 0, probe).values()
     await assert_same_in_both(engine, slim, written(made), prompts[2:6])
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"form": {"name": "gated"}},
+        {"form": {"name": "randlora"}, "rank": 16, "linears": ["k_proj"]},
+        {"init": {"name": "lora_ga"}, "hooks": [{"name": "allora"}]},
+        {"init": {"name": "loldu"}, "form": {"name": "diagonal"}},
+    ],
+    ids=["gated", "randlora", "lora_ga", "loldu"],
+)
+@shared_loop
+async def test_a_trained_adapter_is_the_same_in_the_engine_and_in_peft(
+    method: Mapping[str, Any],
+    engine: Engine,
+    slim: Path,
+    written: Callable[[Bags], Path],
+    prompts: list[list[int]],
+    tmp_path: Path,
+):
+    asked = {"name": "made", "base": "slim", "training": {"file": "rows"}, "rank": 4}
+    hyper = {"steps": 6, "batch_size": 4, "learning_rate": 0.05, "checks": 1}
+    recipe = TrainRecipe.model_validate({**asked, "hyperparameters": hyper, **method})
+    rows, geometry = [(prompt, 1) for prompt in prompts if len(prompt) > 1], Geometry.of(slim)
+    model = evaluation.load(slim)
+    starts = job.starts(model, recipe, job.keys_of(recipe, geometry), rows)
+    tuned, around = job.attach(model, recipe, starts, 6)
+    last = Around()
+    last.keeps_last = True  # random weights need not have a better loss
+    lesson = Lesson(rows, rows[:2])
+    fit(tuned, [*around, last], lesson, recipe.hyperparameters, 0, tmp_path, silent)
+    bags, base = tuned.bake(), evaluation.load(slim)
+    before = next_log_probabilities(base, prompts[5], 1)
+    with applied(base, deltas_of(bags)):
+        after = next_log_probabilities(base, prompts[5], 1)
+    assert (after - before).abs().max() > 0.1
+    await assert_same_in_both(engine, slim, written(bags), prompts[2:6])

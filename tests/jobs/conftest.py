@@ -281,10 +281,10 @@ def ended(gateway: httpx.Client, eventually: Callable[..., Any]) -> Callable[...
 @pytest.fixture
 def finished(
     gateway: httpx.Client, eventually: Callable[..., Any]
-) -> Callable[[httpx.Response], dict[str, Any]]:
+) -> Callable[..., dict[str, Any]]:
     """Wait for the end of the adapter job that an answer tells of; the job."""
 
-    def wait(answer: httpx.Response) -> dict[str, Any]:
+    def wait(answer: httpx.Response, seconds: float = 300.0) -> dict[str, Any]:
         assert answer.status_code == 200, answer.text
         path = f"/v1/adapters/jobs/{answer.json()['id']}"
 
@@ -292,7 +292,7 @@ def finished(
             found = gateway.get(path).json()
             return found if found["finished_at"] is not None else None
 
-        return dict(eventually(job, f"the end of {path}", 300.0))
+        return dict(eventually(job, f"the end of {path}", seconds))
 
     return wait
 

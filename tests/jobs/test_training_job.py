@@ -1,6 +1,7 @@
 """An adapter trained over HTTP, through a real worker."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import yaml
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
-from pruning import artifacts
+from pruning import artifacts, evaluation
+from pruning.adapters.quality import silent
 from pruning.digest import tree_digest
+from pruning.text import load_tokenizer
 from service.cli import app
 from service.commands.combine import plot
 
@@ -86,6 +89,7 @@ def test_the_command_line_uploads_rows_trains_plots_and_registers(
     assert (job["object"], job["result"]["models"]) == ("adapter.job", ["bundled+made"])
     assert site.catalog.adapter("bundled", "made").rank == 8
     report = gateway.get(job["result"]["report"]).json()
+    assert [hook["name"] for hook in report["recipe"]["hooks"]] == ["allora"]  # the default
     assert [check["step"] for check in report["curve"]] == [3, 6]
     assert report["result"] < report["base"]
     manifest = artifacts.verify(site.settings.artifacts / job["result"]["artifact"])
@@ -93,7 +97,80 @@ def test_the_command_line_uploads_rows_trains_plots_and_registers(
     events = gateway.get(f"{JOBS}/{job['id']}/events", params={"limit": 100}).json()["data"]
     losses = [event["message"] for event in events if "validation" in event["message"]]
     assert [words.split(":")[0] for words in losses] == [f"step {n} of 6" for n in range(1, 7)]
+    checks = [event["data"] for event in events if event["type"] == "metrics"]
+    assert [(check["step"], check["total_steps"]) for check in checks] == [(3, 6), (6, 6)]
+    assert [check["valid_loss"] for check in checks] == [
+        check["validation"] for check in report["curve"]
+    ]
     assert gateway.post(JOBS, json=training).status_code == 409
+    assert_checkpoints(gateway, job, report)
+
+
+def assert_checkpoints(gateway, job, report):
+    """They are listed newest first, page by page; the best one has a model."""
+    url = f"{JOBS}/{job['id']}/checkpoints"
+    page = gateway.get(url, params={"limit": 1}).json()
+    rest = gateway.get(url, params={"limit": 1, "after": page["last_id"]}).json()
+    assert (page["has_more"], rest["has_more"]) == (True, False)
+    found = page["data"] + rest["data"]
+    assert [one["step_number"] for one in found] == [6, 3]
+    for one, check in zip(reversed(found), report["curve"], strict=True):
+        assert one["object"] == "adapter.job.checkpoint"
+        assert one["fine_tuning_job_id"] == job["id"]
+        assert one["metrics"]["train_loss"] == check["training"]
+        model = "bundled+made" if check["step"] == report["best_step"] else None
+        assert one["fine_tuned_model_checkpoint"] == model
+    assert gateway.get(url, params={"after": "ftckpt-0"}).json()["error"]["param"] == "after"
+    command = ["jobs", "checkpoints", job["id"], "--url", str(gateway.base_url)]
+    with capture_logs():
+        shown = CliRunner().invoke(app, command)
+    assert shown.stdout.splitlines()[0].split() == [
+        "STEP",
+        "TRAINING",
+        "VALIDATION",
+        "SERVED",
+        "AS",
+    ]
+    assert "bundled+made" in shown.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_one_task_is_unlearnt_over_http_and_the_others_are_not(site, worker, gateway, finished):
+    """A tripled perplexity of what is forgotten; nothing else is more than 3 % worse."""
+    site.catalog.add_base("bundled", BASE, tree_digest(BASE), serve=False)
+    tasks = BASE.parent / "adapters"
+    kept = ("clinc150", "e2e_nlg", "shakespeare", "wikisql")
+
+    def upload(part: str, *names: str) -> dict[str, str]:
+        content = b"".join((tasks / name / f"{part}.jsonl").read_bytes() for name in names)
+        form = {"data": {"purpose": "fine-tune"}, "files": {"file": (f"{part}.jsonl", content)}}
+        return {"file": gateway.post("/v1/files", **form).json()["id"]}
+
+    recipe = {
+        "kind": "train",
+        "name": "without-math",
+        "base": "bundled",
+        "training": upload("calibration", *kept),
+        "validation": upload("eval", *kept),
+        "forget": {"rows": upload("calibration", "gsm8k")},
+        "linears": ["gate_proj", "up_proj", "down_proj"],
+        "hyperparameters": {"steps": 60, "length": 64, "checks": 6, "patience": 6},
+    }
+    job = finished(gateway.post(JOBS, json=recipe), seconds=1500.0)
+    assert job["status"] == "succeeded", job["error"]
+    report = gateway.get(job["result"]["report"]).json()
+    assert math.exp(report["forget_result"] - report["forget_base"]) >= 3
+    made = site.settings.artifacts / job["result"]["artifact"] / "adapters" / "without-math"
+    tokenizer, base = load_tokenizer(BASE), evaluation.load(BASE)
+    rows = {
+        name: evaluation.rows(tokenizer, tasks / name / "eval.jsonl", 64, name) for name in kept
+    }
+    before = {name: evaluation.completion_loss(base, rows[name], silent) for name in kept}
+    adapted = evaluation.with_adapter(base, made)
+    for name in kept:
+        after = evaluation.completion_loss(adapted, rows[name], silent)
+        assert math.exp(after - before[name]) <= 1.03, name
 
 
 def test_losses_are_plotted_from_the_lowest_to_the_highest():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pruning import allocators, criteria, methods, recovery, registry, schedules
-from pruning.adapters import compress, form, hooks, init, merge
+from pruning.adapters import compress, form, hooks, init, merge, ranks
 from pruning.errors import InvalidInput
 from pruning.methods.entry import Kind, MethodEntry
 from pruning.recipe import Method
@@ -19,6 +19,7 @@ PACKAGES = {
     "schedule": schedules,
     "merge": merge,
     "compress": compress,
+    "ranks": ranks,
     "init": init,
     "form": form,
     "hook": hooks,
@@ -30,6 +31,7 @@ BIND = {
     "schedule": registry.schedule,
     "merge": registry.merge,
     "compress": registry.compress,
+    "ranks": registry.ranks,
     "init": registry.init,
     "form": registry.form,
     "hook": registry.hook,

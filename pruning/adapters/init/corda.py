@@ -33,5 +33,5 @@ def begin(site: Site, params: CordaParams) -> Starts:
         preprocess_corda(site.model, chosen, run)
         return starts_of(site, chosen)
     finally:
-        for key in site.keys:
+        for key in site.ranks:
             vars(linear_of(site.model, key)).pop("eigens", None)

@@ -35,7 +35,7 @@ def begin(site: Site, params: EvaParams) -> Starts:
     with attached(site, chosen) as adapted, torch.no_grad():
         initialize_lora_eva_weights(adapted, enough, forward_fn=_forward, show_progress_bar=False)
         linears = {}
-        for key in site.keys:
+        for key in site.ranks:
             layer = adapted.get_submodule(f"base_model.model.{module_of(key)}")
             if not hasattr(layer, "lora_A"):  # it explains too little to get a rank
                 continue

@@ -18,11 +18,11 @@ _SMALLEST_PIVOT = 1e-6  # of the largest: a row of U is divided by its pivot
 def begin(site: Site, params: Params) -> Starts:
     """An LU decomposition of each weight, in float64; the scale is one."""
     linears = {}
-    for key in site.keys:
+    for key in site.ranks:
         p_OO, l_OK, u_KI = torch.linalg.lu(site.weight(key).cpu().double())
         pivots_K = u_KI.diagonal()
         usable_K = pivots_K.abs() > _SMALLEST_PIVOT * pivots_K.abs().max()
-        kept_R = usable_K.nonzero().flatten()[: site.rank]
+        kept_R = usable_K.nonzero().flatten()[: site.ranks[key]]
         pivots_R = pivots_K[kept_R]
         a_RI = (u_KI[kept_R] / pivots_R[:, None]).float()
         linears[key] = Start(a_RI, (p_OO @ l_OK)[:, kept_R].float(), torch.diag(pivots_R).float())

@@ -15,9 +15,9 @@ from pruning.methods.entry import Params
 def begin(site: Site, params: Params) -> Starts:
     """Each linear's A has a seed of its own, whatever else is trained."""
     linears = {}
-    for key in site.keys:
+    for key, rank in site.ranks.items():
         outputs, inputs = site.weight(key).shape
         generator = torch.Generator().manual_seed(seed_of(site.seed, key))
-        a_RI = kaiming(site.rank, inputs, generator)
-        linears[key] = Start(a_RI, torch.zeros(outputs, site.rank))
+        a_RI = kaiming(rank, inputs, generator)
+        linears[key] = Start(a_RI, torch.zeros(outputs, rank))
     return Starts(linears, site.scale)

@@ -24,5 +24,5 @@ def begin(site: Site, params: LoraGaParams) -> Starts:
             linear_of(site.model, key)._peft_loraga_grad = gradient_OI
         return starts_of(site, chosen)
     finally:
-        for key in site.keys:
+        for key in site.ranks:
             vars(linear_of(site.model, key)).pop("_peft_loraga_grad", None)

@@ -20,6 +20,6 @@ def begin(site: Site, params: LoraSbParams) -> Starts:
     for key, gradient_OI in site.gradients().items():
         step_OI = -params.size * site.first_update * gradient_OI.cpu().sign()
         u_OK, values_K, v_KI = torch.linalg.svd(step_OI, full_matrices=False)
-        rank = min(site.rank, len(values_K))
+        rank = min(site.ranks[key], len(values_K))
         linears[key] = Start(v_KI[:rank], u_OK[:, :rank], torch.diag(values_K[:rank]))
     return Starts(linears, 1.0)

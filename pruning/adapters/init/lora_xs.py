@@ -16,9 +16,9 @@ from pruning.methods.training import LoraXsParams
 def begin(site: Site, params: LoraXsParams) -> Starts:
     """A singular value decomposition of each weight; the scale is one."""
     linears = {}
-    for key in site.keys:
+    for key in site.ranks:
         u_OK, values_K, v_KI = torch.linalg.svd(site.weight(key).cpu(), full_matrices=False)
-        rank = min(site.rank, len(values_K))
+        rank = min(site.ranks[key], len(values_K))
         generator = torch.Generator().manual_seed(seed_of(site.seed, key))
         core_RR = params.deviation * torch.randn(rank, rank, generator=generator)
         linears[key] = Start(v_KI[:rank], u_OK[:, :rank] * values_K[:rank], core_RR)

@@ -18,9 +18,9 @@ from pruning.methods.training import NystromParams
 def begin(site: Site, params: NystromParams) -> Starts:
     """One small pseudo-inverse for each linear; the scale is one."""
     linears = {}
-    for key in site.keys:
+    for key in site.ranks:
         weight_OI = site.weight(key).cpu()
-        rank = min(site.rank, *weight_OI.shape)
+        rank = min(site.ranks[key], *weight_OI.shape)
         crossing_RR = weight_OI[:rank, :rank].double()
         core_RR = torch.linalg.pinv(crossing_RR, rtol=params.tolerance).float()
         linears[key] = Start(weight_OI[:rank].clone(), weight_OI[:, :rank].clone(), core_RR)

@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pruning import artifacts, evaluation
 from pruning.adapters import algebra, atoms
 from pruning.adapters.atoms import Key
 from pruning.adapters.form import nola
+from pruning.adapters.limits import limits
 from pruning.adapters.peft_format import CALIBRATION, EVALUATION, WEIGHTS
 from pruning.adapters.quality import silent
 from pruning.adapters.train.loop import Lesson, Outcome, Unlearning, fit
@@ -31,8 +33,9 @@ from pruning.evaluation import Example, padded
 from pruning.geometry import Geometry
 from pruning.jobs.outputs import emptied
 from pruning.jobs.resuming import kept_in
+from pruning.methods.entry import Params
 from pruning.progress import Progress, part
-from pruning.registry import form, hook, init
+from pruning.registry import form, hook, init, ranks
 from pruning.text import load_tokenizer
 
 COMPACT = "compact.safetensors"  # of an adapter that is a seed and coefficients
@@ -84,23 +87,27 @@ def starts(
     model: Any, recipe: TrainRecipe, keys: tuple[Key, ...], rows: Sequence[Example]
 ) -> Starts:
     """With which factors the training of a recipe begins."""
-    begin, _, params = init(recipe.init)
     hyper = recipe.hyperparameters
     num_steps = hyper.num_steps(len(rows))
-    looked_at = sample(rows, getattr(params, "rows", 0), recipe.seed)
-    batches: list[Batch] = [padded(looked_at[i : i + LOOK]) for i in range(0, len(looked_at), LOOK)]
-    return begin(
-        Site(
-            model=model,
-            keys=keys,
-            rank=recipe.rank,
-            scale=recipe.alpha / recipe.rank,
-            batches=batches,
-            seed=recipe.seed,
-            first_update=hyper.learning_rate / max(1, math.ceil(hyper.warmup * num_steps)),
-        ),
-        params,
+    share, _, share_params = ranks(recipe.ranks)
+    begin, _, begin_params = init(recipe.init)
+    site = Site(
+        model=model,
+        ranks=dict.fromkeys(keys, recipe.rank),
+        scale=recipe.alpha / recipe.rank,
+        batches=_batches(rows, share_params, recipe.seed),
+        seed=recipe.seed,
+        first_update=hyper.learning_rate / max(1, math.ceil(hyper.warmup * num_steps)),
     )
+    shared = share(site, share_params)
+    batches = _batches(rows, begin_params, recipe.seed)
+    return begin(replace(site, ranks=shared, batches=batches), begin_params)
+
+
+def _batches(rows: Sequence[Example], params: Params, seed: int) -> list[Batch]:
+    """As many rows as a method looks at, LOOK at a time."""
+    looked_at = sample(rows, getattr(params, "rows", 0), seed)
+    return [padded(looked_at[i : i + LOOK]) for i in range(0, len(looked_at), LOOK)]
 
 
 def sample(rows: Sequence[Example], count: int, seed: int) -> list[Example]:
@@ -200,9 +207,11 @@ def _report(
         judged.append(unlearning.lesson.validation)
     base = evaluation.load(spec.base)  # afresh: an initialisation may have moved the other one
     before = [evaluation.completion_loss(base, one, silent) for one in judged]
+    borders = limits(base, Geometry.of(spec.base), tuned.bake(), lesson.validation)
     adapted = evaluation.with_adapter(base, directory)
     after = [evaluation.completion_loss(adapted, one, silent) for one in judged]
-    methods = (init(recipe.init), form(recipe.form), *map(hook, recipe.hooks))
+    begun = ranks(recipe.ranks), init(recipe.init)
+    methods = (*begun, form(recipe.form), *map(hook, recipe.hooks))
     return TrainReport(
         recipe=recipe,
         papers=tuple(dict.fromkeys(entry.paper.url for _, entry, _ in methods)),
@@ -220,6 +229,7 @@ def _report(
         forget_base=before[1] if unlearning else None,
         forget_result=after[1] if unlearning else None,
         curve=outcome.curve,
+        limits=borders,
     )
 
 

@@ -19,7 +19,7 @@ from pruning.adapters.quality import silent
 from pruning.adapters.train.recipes import Check, Hyperparameters
 from pruning.adapters.train.tuned import Around, Batch, Tuned, count, summed_loss
 from pruning.evaluation import Example, completion_loss, padded
-from pruning.progress import Progress
+from pruning.progress import Measured, Progress
 from pruning.training.course import Course
 from pruning.training.data import MICRO_TOKENS, drawn
 from pruning.training.trainer import rate_factor
@@ -83,7 +83,10 @@ def fit(
     extras = {f"{i}.{name}": t for i, one in enumerate(around) for name, t in one.state.items()}
     parameters, decay = tuned.parameters, params.weight_decay
     course = Course.resume(state, parameters, decay, extras)
-    course = course or Course.begin(parameters, decay, judged(), extras)
+    if course is None:
+        course = Course.begin(parameters, decay, judged(), extras)
+    elif course.notes:  # of which a kill may have kept the last one from being told
+        progress(course.step / num_steps, _measured(course, num_steps))
     keeps_last = any(one.keeps_last for one in around)
     since_check: list[float] = []
     while course.step < num_steps and (keeps_last or course.checks_in_vain < params.patience):
@@ -91,6 +94,7 @@ def fit(
         loss = _step(tuned, course, around, batches, rate, params.clip)
         since_check.append(loss)
         course.step += 1
+        words: str = _words(course, num_steps, loss)
         if course.step % every == 0 or course.step == num_steps:
             course.judge(judged())
             mean = sum(since_check) / len(since_check)
@@ -99,7 +103,8 @@ def fit(
             )
             since_check.clear()
             course.save(state)
-        progress(course.step / num_steps, _words(course, num_steps, loss))
+            words = _measured(course, num_steps)
+        progress(course.step / num_steps, words)
     if not keeps_last:
         course.return_to_best()
     curve = tuple(Check.model_validate(note) for note in course.notes)
@@ -207,4 +212,16 @@ def _words(course: Course, num_steps: int, loss: float) -> str:
     return (
         f"step {course.step} of {num_steps}: loss {loss:.4f}, validation {course.last_loss:.4f} "
         f"(at first {course.first_loss:.4f}, best {course.best_loss:.4f})"
+    )
+
+
+def _measured(course: Course, num_steps: int) -> Measured:
+    """The last check, named as OpenAI's events of fine-tuning name such numbers."""
+    check = Check.model_validate(course.notes[-1])
+    return Measured(
+        _words(course, num_steps, check.training),
+        step=check.step,
+        total_steps=num_steps,
+        train_loss=check.training,
+        valid_loss=check.validation,
     )

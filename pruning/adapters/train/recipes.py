@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,6 +14,7 @@ from pruning.sources import Name
 
 BEGIN_AT_ZERO = ("lora", "eva")  # initialisations whose B is zero
 KEEP_FACTORS = ("core", "diagonal")  # forms that train nothing but what stands between B and A
+BEST = (Method(name="allora"),)  # hooks of a recipe that names no method; see docs/training.md
 OWN_FACTORS = ("nola", "randlora", "growable")  # forms that draw their factors themselves
 
 
@@ -63,12 +64,22 @@ class TrainRecipe(_Frozen):
     alpha: float = Field(16.0, gt=0)
     linears: tuple[str, ...] | None = Field(None, min_length=1, description="all if not given")
     layers: tuple[int, ...] | None = Field(None, min_length=1, description="all if not given")
+    ranks: Method = Method(name="uniform")
     init: Method = Method(name="lora")
     form: Method = Method(name="plain")
-    hooks: tuple[Method, ...] = Field((), max_length=8)
+    hooks: tuple[Method, ...] = Field(
+        (), max_length=8, description="allora where neither init, form nor forget is given"
+    )
     forget: Forgetting | None = None
     hyperparameters: Hyperparameters = Hyperparameters()
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose(cls, given: Any) -> Any:
+        if isinstance(given, dict) and not given.keys() & {"init", "form", "hooks", "forget"}:
+            return given | {"hooks": BEST}
+        return given
 
     @model_validator(mode="after")
     def _fit(self) -> "TrainRecipe":
@@ -79,10 +90,13 @@ class TrainRecipe(_Frozen):
             )
         if form in OWN_FACTORS and init != "lora":
             raise ValueError(f"form {form} draws its own factors; leave init out")
+        if self.ranks.name == "cfsp" and init == "eva":
+            raise ValueError("init eva shares ranks out itself; leave ranks out")
         return self
 
     def check(self, linears: Sequence[str], num_layers: int) -> None:
         """Raise InvalidInput for an unfit method, or for a linear or layer that the base lacks."""
+        resolve("ranks", self.ranks)
         resolve("init", self.init)
         resolve("form", self.form)
         for hook in self.hooks:
@@ -118,6 +132,27 @@ class Check(_Frozen):
     validation: float
 
 
+class LayerLimits(_Frozen):
+    """The largest entries of what a layer's attention compares, and of what the adapter adds."""
+
+    query: float
+    key: float
+    added_query: float
+    added_key: float
+
+
+class Limits(_Frozen):
+    """Of the adapter on some validation rows, the longest of so many tokens.
+
+    See pruning.adapters.limits and pruning.adapters.order.
+    """
+
+    tokens: int
+    threshold: float  # √ln tokens: entries far below it are what a sub-quadratic method needs
+    layers: dict[int, LayerLimits]
+    break_even_tokens: int  # up to which it is no dearer beside the base than merged into it
+
+
 class TrainReport(_Frozen):
     """What a training did; losses are nats per completion token of the validation rows."""
 
@@ -134,3 +169,4 @@ class TrainReport(_Frozen):
     forget_base: float | None = None
     forget_result: float | None = None
     curve: tuple[Check, ...]
+    limits: Limits

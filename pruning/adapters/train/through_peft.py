@@ -14,10 +14,13 @@ from pruning.adapters.train.tuned import Site, module_of, side_a, side_b
 
 def config(site: Site, init: str, **more: Any) -> LoraConfig:
     """PEFT's configuration of an initialisation on the linears of a site."""
+    lower = {module_of(key): rank for key, rank in site.ranks.items() if rank != site.rank}
     return LoraConfig(
         r=site.rank,
         lora_alpha=site.scale * site.rank,
-        target_modules=[module_of(key) for key in site.keys],
+        rank_pattern=lower,
+        alpha_pattern={module: site.scale * rank for module, rank in lower.items()},
+        target_modules=[module_of(key) for key in site.ranks],
         init_lora_weights=init,
         **more,
     )
@@ -32,7 +35,7 @@ def starts_of(site: Site, chosen: LoraConfig) -> Starts:
 @contextmanager
 def attached(site: Site, chosen: LoraConfig) -> Iterator[Any]:
     """The base with PEFT's factors; it needs memory for a copy of the linears."""
-    weights = {key: linear_of(site.model, key).weight.detach().clone() for key in site.keys}
+    weights = {key: linear_of(site.model, key).weight.detach().clone() for key in site.ranks}
     torch.manual_seed(site.seed)
     is_empty = chosen.init_lora_weights == "eva"  # which makes its factors afterwards
     adapted = get_peft_model(site.model, chosen, low_cpu_mem_usage=is_empty)
@@ -46,7 +49,7 @@ def attached(site: Site, chosen: LoraConfig) -> Iterator[Any]:
 
 def _factors(site: Site, adapted: Any) -> dict[tuple[int, str], Start]:
     found = {}
-    for key in site.keys:
+    for key in site.ranks:
         layer = adapted.get_submodule(f"base_model.model.{module_of(key)}")
         sides = (
             side.weight.detach().float().cpu().clone() for side in (side_a(layer), side_b(layer))

@@ -32,8 +32,7 @@ class Site:
     """What an initialisation may look at; the base's weights are as before when it is done."""
 
     model: Any
-    keys: tuple[Key, ...]  # linears that are to be trained
-    rank: int
+    ranks: Mapping[Key, int]  # of the linears that are to be trained
     scale: float  # alpha / rank
     batches: Sequence[Batch]  # of training rows
     seed: int
@@ -44,9 +43,14 @@ class Site:
         found: Tensor = linear_of(self.model, key).weight.detach().float()
         return found
 
+    @property
+    def rank(self) -> int:
+        """The highest."""
+        return max(self.ranks.values())
+
     def gradients(self) -> dict[Key, Tensor]:
         """The mean gradient of each linear's weight over the batches, (O, I), float32."""
-        weights = {key: linear_of(self.model, key).weight for key in self.keys}
+        weights = {key: linear_of(self.model, key).weight for key in self.ranks}
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         for weight in weights.values():
@@ -60,6 +64,15 @@ class Site:
             weight.grad = None
             weight.requires_grad_(False)
         return found
+
+
+class Ranks(Protocol):
+    """How many atoms each linear is trained with; what is not there is not trained.
+
+    The ranks of its site are those of the recipe, all alike.
+    """
+
+    def __call__(self, site: Site, params: Any) -> dict[Key, int]: ...
 
 
 class Init(Protocol):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pruning import evaluation
 from pruning.digest import file_digest, tree_digest
@@ -26,7 +26,7 @@ from pruning.training.data import training_split
 from pruning.training.lora import merged, with_lora
 from pruning.weights.rewriting import rewrite
 
-TRAINED = ("align", "distill", "lisa", "lora", "lora_distill", "norms", "owlore")
+TRAINED = ("align", "distill", "lisa", "lora", "lora_distill", "masked_lora", "norms", "owlore")
 TEXT = "".join(f"Sentence {i} is about the number {i * i}.\n" for i in range(60))
 BEFORE = ("calibrate", "plan", "slice")
 QUICK = {"tokens": 2000, "batch": 4, "learning_rate": 0.003, "checks": 4}
@@ -110,6 +110,22 @@ def test_norms_trains_norms_and_biases_and_nothing_else(spec: Any, tmp_path: Pat
     names = weights(work / "slice")
     assert moved(work) == {n for n in names if "norm" in n or n.endswith("bias")}
     assert any(name.endswith("o_proj.bias") for name in moved(work))
+
+
+def test_masked_lora_leaves_zeros_where_they_are(spec: Any, tmp_path: Path):
+    work = run(spec("masked_lora"), tmp_path / "work", *BEFORE)
+    path = work / "slice" / "model" / "model.safetensors"
+    sparse = {
+        n: t * (torch.rand(t.shape) < 0.5) if "proj" in n else t
+        for n, t in weights(work / "slice").items()
+    }
+    save_file(sparse, path, {"format": "pt"})
+    run(spec("masked_lora"), work, "recover")
+    for name, recovered in weights(work / "recover").items():
+        if name.endswith("proj.weight"):
+            assert torch.equal(recovered == 0, sparse[name] == 0)
+    outside = {"model.embed_tokens.weight", "lm_head.weight"}
+    assert moved(work) == sparse.keys() - outside
 
 
 @pytest.mark.parametrize("base", ["llama", "mistral"])

@@ -60,7 +60,7 @@ async function one(id, signal) {
   const follow = async () => {
     for await (const event of events(`${jobPath(id)}/events`, { signal })) {
       hear(event);
-      if (event.type === "progress") job = { ...job, status: "running", stage: event.data.stage, progress: part(job, event.data) };
+      if (event.type === "progress" || event.type === "metrics") job = { ...job, status: "running", stage: event.data.stage, progress: part(job, event.data) };
       if (event.type === "stage") job = await get(jobPath(id), signal);
       draw();
     }

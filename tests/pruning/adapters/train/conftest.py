@@ -51,6 +51,7 @@ def training(
             "base": "dense",
             "training": {"file": "rows.jsonl"},
             "rank": 4,
+            "hooks": [],
             "hyperparameters": HYPER | changes.pop("hyperparameters", {}),
             **changes,
         }

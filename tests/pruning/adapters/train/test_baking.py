@@ -28,6 +28,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "LoLDU": {"init": "loldu", "form": "diagonal"},
     **{name: {"form": name} for name in ("gated", "nested", "nola", "randlora", "growable")},
     **{name: {"hooks": [name]} for name in ("allora", "ggpo", "darex_l2", "group_lasso")},
+    **{f"{name} shared": {"ranks": "cfsp", "init": name} for name in ("lora_ga", "lora_sb")},
+    "Flexora": {"ranks": "flexora", "init": "eva"},
     "DyLoRA frozen": {"form": {"name": "nested", "params": {"frozen": True}}},
 }
 
@@ -38,7 +40,7 @@ def method(named: Any) -> Any:
 
 def recipe(name: str) -> dict[str, Any]:
     given = RECIPES[name]
-    found = {kind: method(given[kind]) for kind in ("init", "form") if kind in given}
+    found = {kind: method(given[kind]) for kind in ("ranks", "init", "form") if kind in given}
     return found | {"hooks": [method(hook) for hook in given.get("hooks", ())]}
 
 

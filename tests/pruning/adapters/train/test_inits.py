@@ -34,7 +34,7 @@ class Base(nn.Module):
 @pytest.fixture
 def site() -> Callable[..., Site]:
     def make(rank: int, **more: Any) -> Site:
-        return Site(Base(), (KEY,), rank, 1.0, (), 0, more.get("first_update", 0.0))
+        return Site(Base(), {KEY: rank}, 1.0, (), 0, more.get("first_update", 0.0))
 
     return make
 

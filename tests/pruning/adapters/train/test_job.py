@@ -96,8 +96,9 @@ def test_an_adapter_of_few_numbers_is_stored_as_them(training: Training, tmp_pat
     [
         {"hooks": [{"name": "ggpo"}]},
         {"form": {"name": "growable"}},
+        {"init": {"name": "lora_ga"}, "hooks": [{"name": "allora"}]},
     ],
-    ids=["ggpo", "growable"],
+    ids=["ggpo", "growable", "lora_ga and allora"],
 )
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_a_training_makes_the_same_bytes(
@@ -110,6 +111,8 @@ def test_killed_at_random_a_training_makes_the_same_bytes(
     for work in jobs.killed(kills, durations):
         assert verify(work / "publish").digest == digest
         assert tree_digest(work / "train") == tree_digest(whole / "train")
+        said = (work / "said").read_text()
+        assert all(f"step {step} of 24: " in said for step in range(2, 25, 2))  # every check
 
 
 def test_chats_are_learnt_turn_by_turn(
@@ -167,6 +170,15 @@ def test_what_the_base_or_the_catalogue_lacks_is_named(changes: dict[str, Any], 
     with pytest.raises(InvalidInput) as refused:
         TrainRecipe.model_validate(recipe).check(("q_proj", "v_proj"), 4)
     assert refused.value.field == field
+
+
+def test_a_recipe_that_names_no_method_takes_what_did_best():
+    recipe: dict[str, Any] = {"name": "made", "base": "demo", "training": {"file": "f"}}
+    chosen = TrainRecipe.model_validate(recipe)
+    assert [hook.name for hook in chosen.hooks] == ["allora"]
+    assert TrainRecipe.model_validate(chosen.model_dump()) == chosen
+    for named in ({"hooks": []}, {"init": {"name": "eva"}}, {"form": {"name": "nested"}}):
+        assert TrainRecipe.model_validate(recipe | named).hooks == ()
 
 
 def test_epochs_become_steps():
