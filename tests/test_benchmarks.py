@@ -19,6 +19,7 @@ NAMES = (
     "recovery",
     "reliability",
     "schedules",
+    "soak",
     "sweep",
 )
 
