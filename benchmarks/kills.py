@@ -174,7 +174,7 @@ def play(site: Installation, kills: int, seconds: float, seed: int = 0) -> dict[
     over.set()
     for thread in threads:
         thread.join()
-    site.wait("/ready", 120)
+    site.wait("/ready", 300)
     found = _inspect(site, client, jobs, uploads)
     victims.stop()
     found["findings"] = len(site.verify())
@@ -198,7 +198,7 @@ def repeat(step: Callable[[int], None], over: threading.Event) -> threading.Thre
                 return
             step(number)
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=run, daemon=True)  # a failure elsewhere ends the script
     thread.start()
     return thread
 

@@ -242,7 +242,7 @@ def play(site: Installation, minutes: float, seed: int) -> dict[str, Any]:
     over.set()
     for thread in threads:
         thread.join()
-    site.wait("/ready", 120)
+    site.wait("/ready", 300)
     victims.stop()
     done["garbage"] += gardener.collect(0)
     gardener.close()
