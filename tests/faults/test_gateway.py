@@ -19,6 +19,10 @@ import httpx
 import psycopg
 import pytest
 
+from pruning import artifacts
+from pruning.recipe import PruneSpec, Recipe, Text
+from service.catalog import Catalog
+
 TEXT = b"a text that calibrates " * 100
 MOCK = Path(__file__).parents[2] / "benchmarks" / "mock_engine.py"
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
@@ -182,6 +186,50 @@ def test_a_clock_that_steps_a_day_either_way_disturbs_nothing(
         assert gateway.client.get("/ready").status_code == 200
         created.append(upload(gateway, TEXT + offset.encode()).json()["created_at"])
     assert created[1] < created[0] < created[2]  # the clock was believed where it is shown
+
+
+def test_a_damaged_artifact_is_put_aside_when_its_engine_starts_and_the_rest_goes_on(
+    make_gateway: Callable[..., Any], base_directory: Path
+):
+    gateway = make_gateway()
+    gateway.add_base(base_directory)
+    artifact = publish(gateway.home, base_directory)
+    wait(lambda: gateway.complete(model="slim").status_code == 200)
+    weights = artifact / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert gateway.complete(model="slim").status_code == 200  # it was read before
+    os.kill(gateway.engine_pid("slim"), signal.SIGKILL)
+    wait(lambda: gateway.complete(model="slim").status_code == 500)
+    error = gateway.complete(model="slim").json()["error"]
+    assert error["code"] == "content_damaged"
+    assert error["message"] == (
+        "the artifact of slim is damaged and was put aside; "
+        "delete this base with its adapters, and run its job again"
+    )
+    assert [*gateway.client.get("/ready").json()["waiting"].values()] == ["damaged"]
+    (reason,) = (gateway.home / "quarantine").glob("*.reason")
+    assert "model.safetensors has changed" in reason.read_text()
+    assert (reason.with_suffix("") / "model" / "model.safetensors").read_bytes() == content
+    assert not artifact.exists()
+    assert gateway.complete().status_code == 200
+    assert gateway.client.delete("/v1/bases/slim").status_code == 200
+
+
+def publish(home: Path, base: Path) -> Path:
+    """What a job makes, a slim base, where a worker puts it."""
+    draft, store = home / "jobs" / "made", (home / "artifacts").absolute()
+    shutil.copytree(base, draft / "model")
+    text = Text(file="file-0")
+    recipe = Recipe(name="slim", base="demo", target=0.2, calibration=text, evaluation=text)
+    digest = artifacts.seal(draft, recipe, artifacts.Parents(base="", adapters={})).digest
+    artifacts.publish(draft, store, digest)
+    spec = PruneSpec(recipe=recipe, base=base, adapters={}, calibration=base, evaluation=base)
+    catalog = Catalog(f"sqlite:///{home / 'graftwork.db'}")
+    catalog.publish(spec, store / digest, digest)
+    catalog.close()
+    return store / digest
 
 
 class Postgres:
