@@ -1,14 +1,12 @@
 """A gateway that is stopped or killed, that loses its disk, its database, or the time."""
 
 import os
-import pwd
 import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psycopg
 import pytest
 
 from pruning import artifacts
@@ -230,52 +227,3 @@ def publish(home: Path, base: Path) -> Path:
     catalog.publish(spec, store / digest, digest)
     catalog.close()
     return store / digest
-
-
-class Postgres:
-    """A server that can be stopped."""
-
-    def __init__(self, start: list[Any], options: dict[str, Any], url: str):
-        self._start, self._options, self.url = start, options, url
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(self._start, stderr=subprocess.DEVNULL, **self._options)
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            try:
-                psycopg.connect(self.url).close()
-                return
-            except psycopg.OperationalError:
-                time.sleep(0.1)
-        raise AssertionError("PostgreSQL does not start")
-
-    def stop(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGINT)
-        self.process.wait()
-
-
-@pytest.fixture
-def own_postgres() -> Iterator[Postgres]:
-    initdb = shutil.which("initdb")
-    programs = [Path(initdb).resolve().parent] if initdb else []
-    programs += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    found = next((path for path in programs if (path / "postgres").exists()), None)
-    if found is None:
-        pytest.skip("PostgreSQL is not installed")
-    user = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
-    folder = Path(tempfile.mkdtemp(prefix="graftwork-postgres-"))
-    os.chown(folder, user.pw_uid, user.pw_gid)
-    options: dict[str, Any] = {"user": user.pw_uid, "group": user.pw_gid, "cwd": folder}
-    make = [found / "initdb", "-D", folder / "data", "-U", "graftwork", "--auth=trust", "--no-sync"]
-    subprocess.run(make, check=True, capture_output=True, **options)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    start = [found / "postgres", "-D", folder / "data", "-p", str(port)]
-    start += ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"]
-    server = Postgres(start, options, f"postgresql://graftwork@127.0.0.1:{port}/postgres")
-    server.start()
-    yield server
-    server.stop()
-    shutil.rmtree(folder)
