@@ -45,7 +45,7 @@ class Installation:
                 stderr=log,
                 stdout=log,
             )
-        self.wait("/health")
+        self.wait("/health", 300)
 
     def wait(self, path: str, seconds: float = 60.0) -> float:
         """Wait until a path answers 200; how long that took."""

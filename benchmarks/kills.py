@@ -6,6 +6,7 @@ answered, jobs under an Idempotency-Key.  In the end every job must have been pu
 upload that was acknowledged must be there whole, and nothing that is listed may be in part.
 """
 
+import itertools
 import os
 import random
 import signal
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -130,17 +131,19 @@ class Victims:
 class Client:
     """Asks until it is answered."""
 
-    def __init__(self, port: int, over: threading.Event):
-        self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10)
-        self._over = over
+    def __init__(self, port: int, headers: Mapping[str, str] | None = None):
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=10)
         self.refused: list[str] = []
 
-    def ask(self, method: str, path: str, **what: Any) -> httpx.Response:
+    def ask(
+        self, method: str, path: str, expected: Collection[int] = (), **what: Any
+    ) -> httpx.Response:
+        """The answer; an error that is not `expected` is noted."""
         while True:
             with suppress(httpx.TransportError):
-                answer = self._client.request(method, path, **what)
+                answer = self.http.request(method, path, **what)
                 if answer.status_code not in (429, 503):
-                    if answer.is_error:
+                    if answer.is_error and answer.status_code not in expected:
                         self.refused.append(f"{method} {path}: {answer.status_code}")
                     return answer
             time.sleep(0.1)
@@ -149,46 +152,29 @@ class Client:
 def play(site: Installation, kills: int, seconds: float, seed: int = 0) -> dict[str, Any]:
     """Kill until there were so many kills or the time is over; then look at what is there."""
     chance, over, started = random.Random(seed), threading.Event(), time.monotonic()
-    victims, client = Victims(site), Client(site.port, over)
+    victims, client = Victims(site), Client(site.port)
     jobs: dict[str, str] = {}  # id by name
     uploads: dict[str, bytes] = {}  # content by id
-    text = {"file": _upload(client, b"a text that calibrates " * 50, uploads)}
-    text |= {"sequences": 2, "length": 8}
-
-    def repeat(step: Callable[[int], None]) -> threading.Thread:
-        def run() -> None:
-            number = 0
-            while not over.is_set():
-                step(number)
-                number += 1
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        return thread
+    text = upload_text(client, b"a text that calibrates " * 50, uploads)
 
     def start_job(number: int) -> None:
         name = f"slim-{number:04d}"
-        recipe = {"name": name, "base": "demo", "target": 0.2, "units": ["ffn_channel"]}
-        recipe |= {"calibration": text, "evaluation": text, "seed": number}
-        headers = {"idempotency-key": name}
-        jobs[name] = client.ask("POST", "/v1/pruning/jobs", json=recipe, headers=headers).json()[
-            "id"
-        ]
-        _until_ended(client, jobs[name])
+        jobs[name] = order(client, name, text, number)
+        until_ended(client, jobs[name])
         client.ask("PATCH", f"/v1/bases/{name}", json={"serve": False})  # its engine may go
 
     def upload(number: int) -> None:
-        _upload(client, random.Random(number).randbytes(200_000).hex().encode(), uploads)
+        upload_text(client, random.Random(number).randbytes(200_000).hex().encode(), uploads)
         over.wait(0.3)
 
-    threads = [repeat(start_job), repeat(upload)]
+    threads = [repeat(step, over) for step in (start_job, upload)]
     while sum(victims.kills.values()) < kills and time.monotonic() - started < seconds:
         over.wait(chance.uniform(0.0, 1.5))
         victims.kill(*chance.choices(tuple(victims.kills), WEIGHTS))
     over.set()
     for thread in threads:
         thread.join()
-    site.wait("/ready", 120)
+    site.wait("/ready", 300)
     found = _inspect(site, client, jobs, uploads)
     victims.stop()
     found["findings"] = len(site.verify())
@@ -203,14 +189,37 @@ def play(site: Installation, kills: int, seconds: float, seed: int = 0) -> dict[
     }
 
 
-def _upload(client: Client, content: bytes, uploads: dict[str, bytes]) -> str:
+def repeat(step: Callable[[int], None], over: threading.Event) -> threading.Thread:
+    """Do a step again and again, each with the next number."""
+
+    def run() -> None:
+        for number in itertools.count():
+            if over.is_set():
+                return
+            step(number)
+
+    thread = threading.Thread(target=run, daemon=True)  # a failure elsewhere ends the script
+    thread.start()
+    return thread
+
+
+def order(client: Client, name: str, file: str, seed: int, **further: Any) -> str:
+    """Order a slim base of this name, once however often it must be asked; the job's id."""
+    text = {"file": file, "sequences": 2, "length": 8}
+    recipe = {"name": name, "base": "demo", "target": 0.2, "units": ["ffn_channel"]}
+    recipe |= {"calibration": text, "evaluation": text, "seed": seed, **further}
+    headers = {"idempotency-key": name}
+    return str(client.ask("POST", "/v1/pruning/jobs", json=recipe, headers=headers).json()["id"])
+
+
+def upload_text(client: Client, content: bytes, uploads: dict[str, bytes]) -> str:
     form: dict[str, Any] = {"data": {"purpose": "calibration"}, "files": {"file": ("t", content)}}
     id = str(client.ask("POST", "/v1/files", **form).json()["id"])
     uploads[id] = content
     return id
 
 
-def _until_ended(client: Client, id: str) -> dict[str, Any]:
+def until_ended(client: Client, id: str) -> dict[str, Any]:
     while True:
         job: dict[str, Any] = client.ask("GET", f"/v1/pruning/jobs/{id}").json()
         if job["finished_at"] is not None:
@@ -221,7 +230,7 @@ def _until_ended(client: Client, id: str) -> dict[str, Any]:
 def _inspect(
     site: Installation, client: Client, jobs: dict[str, str], uploads: dict[str, bytes]
 ) -> dict[str, int]:
-    ended = {name: _until_ended(client, id) for name, id in jobs.items()}
+    ended = {name: until_ended(client, id) for name, id in jobs.items()}
     bases = client.ask("GET", "/v1/bases").json()["data"]
     artifacts = sorted(path.name for path in (site.home / "artifacts").iterdir() if path.is_dir())
     made = [job["result"]["artifact"] for job in ended.values() if job["status"] == "succeeded"]

@@ -5,9 +5,7 @@ errors about the other's things, and in metrics.
 """
 
 import json
-import shutil
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,7 +19,7 @@ def play(site: Installation, num: int) -> dict[str, Any]:
     """Ask `num` times for both; every leak is one line of `leaks`."""
     leaks: list[str] = []
     clients = {tenant: _client(site, tenant) for tenant in SOURCES}
-    digests = {tenant: _upload(site, clients[tenant], source) for tenant, source in SOURCES.items()}
+    digests = {tenant: upload(clients[tenant], NAME, source) for tenant, source in SOURCES.items()}
     order = list(SOURCES)
 
     def ask(number: int) -> None:
@@ -61,11 +59,16 @@ def play(site: Installation, num: int) -> dict[str, Any]:
 
 
 def _client(site: Installation, tenant: str, *scopes: str) -> httpx.Client:
+    headers = headers_of(site, tenant, *scopes)
+    return httpx.Client(base_url=site.client.base_url, headers=headers, timeout=60)
+
+
+def headers_of(site: Installation, tenant: str, *scopes: str) -> dict[str, str]:
+    """With a new key of a tenant, without the scope admin unless it is named."""
     asked = {"tenant": tenant, "scopes": scopes or ("infer", "adapters", "jobs")}
     made = _admin(site).post("/v1/keys", json=asked)
     made.raise_for_status()
-    headers = {"authorization": f"Bearer {made.json()['key']}"}
-    return httpx.Client(base_url=site.client.base_url, headers=headers, timeout=60)
+    return {"authorization": f"Bearer {made.json()['key']}"}
 
 
 def _admin(site: Installation) -> httpx.Client:
@@ -77,12 +80,11 @@ def _admin(site: Installation) -> httpx.Client:
     return site.client
 
 
-def _upload(site: Installation, client: httpx.Client, source: str) -> str:
-    folder = site.home / source
-    ignore = shutil.ignore_patterns("eval.jsonl", "calibration.jsonl")
-    shutil.copytree(DEMO / "adapters" / source, folder, ignore=ignore)
-    files = [("files", (path.name, path.read_bytes())) for path in sorted(Path(folder).iterdir())]
-    form = {"name": NAME, "base": "demo"}
-    answer = client.post("/v1/adapters", data=form, files=files)
+def upload(client: httpx.Client, name: str, source: str) -> str:
+    """Upload one of the bundled adapters under a name; its digest."""
+    unneeded = ("eval.jsonl", "calibration.jsonl")
+    paths = sorted(p for p in (DEMO / "adapters" / source).iterdir() if p.name not in unneeded)
+    files = [("files", (path.name, path.read_bytes())) for path in paths]
+    answer = client.post("/v1/adapters", data={"name": name, "base": "demo"}, files=files)
     answer.raise_for_status()
     return str(answer.json()["digest"])

@@ -10,7 +10,8 @@ request whose adapter finds no slot is passed over.  A request gets `max_tokens`
 `--tokens`, `R` a second.  Every chunk of a stream has "sent", CLOCK_MONOTONIC in nanoseconds.
 
 GET /mock tells what it has seen; PUT /mock {"hang": true} makes it accept and never answer, as an
-engine core that is stuck; {"eat": BYTES} makes it allocate memory.
+engine core that is stuck; {"eat": BYTES} makes it allocate memory; {"fail": ERROR} ends all streams
+with that error in an event, as vLLM does, until the error is null.
 """
 
 import argparse
@@ -88,6 +89,7 @@ class Engine:
         self.asked_for: Counter[str] = Counter()  # model and salt
         self.tokens = 0
         self.hangs = False
+        self.failure: dict[str, Any] | None = None
         self.eaten: list[bytearray] = []
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
@@ -162,6 +164,10 @@ class Engine:
             await asyncio.sleep(max(0.0, wait))
             while self.hangs:
                 await asyncio.sleep(0.1)
+            if self.failure:
+                told = b"data: %s\n\n" % json.dumps({"error": self.failure}).encode()
+                await send({"type": "http.response.body", "body": told, "more_body": True})
+                break
             self.tokens += 1
             event = b'data: {"sent":%d,%b%d%b}\n\n' % (time.monotonic_ns(), head, i, tail)
             await send({"type": "http.response.body", "body": event, "more_body": True})
@@ -181,6 +187,7 @@ class Engine:
 
     async def _obey(self, orders: Mapping[str, Any], send: Send) -> None:
         self.hangs = orders.get("hang", self.hangs)
+        self.failure = orders.get("fail", self.failure)
         self.asked.rate = orders.get("rate", self.asked.rate)
         for _ in range(orders.get("eat", 0) >> 20):
             self.eaten.append(bytearray(b"x" * (1 << 20)))

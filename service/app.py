@@ -6,7 +6,7 @@ Importing this loads neither torch nor vllm; the engines are processes of their 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 import structlog
@@ -50,6 +50,9 @@ from service.settings import Settings
 from service.tenants import SCRAPER
 from service.verification import Loading
 
+if TYPE_CHECKING:
+    from service.tracing import Tracing
+
 _FOLLOW_SECONDS = 0.2  # until a base that a worker published gets its engine
 _ROUTERS = (  # first match
     console,
@@ -73,8 +76,15 @@ _ROUTERS = (  # first match
 _log = structlog.get_logger("gateway")
 
 
-def create_app(settings: Settings | None = None, engines: Engines | None = None) -> FastAPI:
-    """The gateway's application; without `settings` they come from the environment."""
+def create_app(
+    settings: Settings | None = None,
+    engines: Engines | None = None,
+    tracing: "Tracing | None" = None,
+) -> FastAPI:
+    """The gateway's application; without `settings` they come from the environment.
+
+    With `tracing`, requests are traced.
+    """
     settings = settings or Settings()
     engines = engines or Engines(settings)
     catalog = Catalog(settings.database, settings.quota)
@@ -97,10 +107,9 @@ def create_app(settings: Settings | None = None, engines: Engines | None = None)
     state.files = Files(settings, catalog)
     state.jobs = Jobs(settings, catalog)
     state.admission = Admission(settings, state.metrics)
-    loading = Loading(settings)
-    state.proxy = Proxy(
-        settings, engines, state.composer, loading, state.admission, catalog, state.metrics
-    )
+    parts = (settings, engines, state.composer, Loading(settings), state.admission)
+    make = tracing.proxy if tracing else Proxy
+    state.proxy = make(*parts, catalog, state.metrics)
     state.authenticator = Authenticator(catalog, settings.host)
     handlers.install(app)
     app.add_middleware(Limits, quota_of=lambda tenant: catalog.of(tenant).quota())
@@ -116,6 +125,8 @@ def create_app(settings: Settings | None = None, engines: Engines | None = None)
         open=OPEN | console.OPEN | ({"/metrics": SCRAPER} if settings.metrics_open else {}),
     )
     app.add_middleware(Observation, metrics=state.metrics)
+    if tracing:
+        tracing.watch(app)
     for module in _ROUTERS:
         app.include_router(module.router)
     return app

@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+import anyio.to_thread
 import httpx
 import structlog
 
 from service import upstream
-from service.errors import AdapterRejected, EngineUnavailable, NotFound
+from service.errors import AdapterRejected, BaseDamaged, EngineUnavailable, NotFound
 from service.privacy import public
 from service.records import base_name
 from service.settings import Settings
+from service.verification import Loading
 from service.vllm_command import arguments, environment
 
-State = Literal["starting", "ready", "restarting", "stopped"]
+State = Literal["starting", "ready", "restarting", "stopped", "damaged"]
 
 ADAPTERS = "/graftwork/adapters"
 POLL_SECONDS = 0.25  # while an engine starts
@@ -66,6 +68,7 @@ class Engine:
         )
         self.session = upstream.session(socket)
         self._settings = settings
+        self._loading = Loading(settings)
         self._socket = socket
         self._pid: int | None = None
         self._restarts = 0
@@ -82,6 +85,8 @@ class Engine:
 
     def unavailable(self) -> EngineUnavailable:
         """The error to raise while this engine cannot answer."""
+        if self.state == "damaged":
+            return BaseDamaged(self._failure)
         wait = max(1, math.ceil(self._due - time.monotonic()))
         base = base_name(self.name)
         return EngineUnavailable(f"{base}: the engine is {self.state}", retry_after=wait)
@@ -166,9 +171,12 @@ class Engine:
         while True:
             started = time.monotonic()
             try:
+                await anyio.to_thread.run_sync(self._loading.check_base, self.name, self.model)
                 async with self._child() as child:
                     await self._until_ready(child, started)
                     self._failure = await self._until_down(child)
+            except BaseDamaged as error:
+                self.state, self._failure = "damaged", str(error)
             except Exception as error:  # a supervisor outlives whatever happens to its child
                 self.state, self._failure = "restarting", str(error)
             failures = 0 if time.monotonic() - started > STABLE_SECONDS else failures

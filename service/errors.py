@@ -127,6 +127,12 @@ class ContentDamaged(GraftworkError):
     status, code = 500, "content_damaged"
 
 
+class BaseDamaged(EngineUnavailable):
+    """The artifact of this base is not what was made; it was put aside."""
+
+    status, code = 500, "content_damaged"
+
+
 class PayloadTooLarge(GraftworkError):
     """The request body is too large."""
 

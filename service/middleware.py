@@ -15,7 +15,7 @@ from service.metrics import Metrics
 
 _SLOWEST = 1000  # bytes a second
 _REQUEST_ID = re.compile(r"[\w.-]{1,128}")
-_UNLOGGED = frozenset({"/health", "/ready", "/metrics"})  # machines ask every few seconds
+UNLOGGED = frozenset({"/health", "/ready", "/metrics"})  # machines ask every few seconds
 _log = structlog.get_logger("access")
 
 
@@ -99,7 +99,7 @@ class Observation:
         route = getattr(scope.get("route"), "path", "unmatched")
         model = scope["state"].get("model", "")
         self._metrics.observe_request(route, status, model, seconds)
-        if route in _UNLOGGED:
+        if route in UNLOGGED:
             return
         _log.info(
             "request",

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, TypeVar
 
 import aiohttp
@@ -114,14 +114,31 @@ class Proxy:
         engine = self._engine(model)
         bare = model.adapter is None and model.composed is None
         adapter = None if bare else model.engine_name
-        await held.enter_async_context(
-            self._admission.turn(engine.name, asks.tenant, adapter, deadline)
-        )
+        turn = self._admission.turn(engine.name, asks.tenant, adapter, deadline)
+        await self._enter(request, turn, held)
         engine = self._engine(model)  # it may have gone down meanwhile
         name = await self._prepare(engine, model, held)
-        upstream = await _send(engine, request, body.naming(name, asks))
+        content = body.naming(name, asks)
+        headers = {"content-type": "application/json", "x-request-id": request.state.request_id}
+        upstream = await self._call(request, engine, content, held, headers)
         held.callback(upstream.close)
         return engine, upstream
+
+    async def _enter(
+        self, _request: Request, turn: AbstractAsyncContextManager[None], held: AsyncExitStack
+    ) -> None:
+        await held.enter_async_context(turn)
+
+    async def _call(
+        self,
+        request: Request,
+        engine: Engine,
+        content: bytes,
+        _held: AsyncExitStack,
+        headers: dict[str, str],
+    ) -> aiohttp.ClientResponse:
+        """The engine's answer: read to its end, or still open when it is a stream of events."""
+        return await _send(engine, request.url.path, content, headers)
 
     def _engine(self, model: Model) -> Engine:
         try:
@@ -176,11 +193,11 @@ def _seconds(header: str | None, most: float | None) -> float | None:
     return seconds if most is None else min(seconds, most)
 
 
-async def _send(engine: Engine, request: Request, content: bytes) -> aiohttp.ClientResponse:
-    """The engine's answer: read to its end, or still open when it is a stream of events."""
-    headers = {"content-type": "application/json", "x-request-id": request.state.request_id}
+async def _send(
+    engine: Engine, path: str, content: bytes, headers: dict[str, str]
+) -> aiohttp.ClientResponse:
     try:
-        response = await engine.session.post(request.url.path, data=content, headers=headers)
+        response = await engine.session.post(path, data=content, headers=headers)
         if not is_stream(response):
             await response.read()
         if response.status >= 500:  # is it the answer of an engine that is dying?

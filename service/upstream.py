@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service import handlers
 from service.errors import DeadlineExceeded, EngineUnavailable, GraftworkError
+from service.privacy import public_refusal
 
 ABORT = "graftwork.abort"  # an extension of ASGI: end the connection, whatever is unsent
 _EVENTS = "text/event-stream"
@@ -43,6 +44,7 @@ def is_stream(upstream: aiohttp.ClientResponse) -> bool:
 class Stream(Response):
     """Passes events on, byte for byte, none of them in part, and no faster than they are read.
 
+    What an engine says of its own failure is all that changes: as in an answer that is no stream.
     Closes what it holds whatever happens: the engine learns from its upstream to stop.  An engine
     that dies in the middle leaves an error event where its next one would have been, and so does a
     deadline.  A client that does not read for `stall` seconds loses its connection.
@@ -109,9 +111,9 @@ class Stream(Response):
                 whole, end, pending = (pending + chunk).rpartition(_END)
                 chunk = whole + end
             if chunk:
-                yield chunk
+                yield _public(chunk)
         if pending:
-            yield pending
+            yield _public(pending)
 
     def _start(self) -> Message:
         return {
@@ -123,6 +125,27 @@ class Stream(Response):
 
 def _body(content: bytes, more: bool = True) -> Message:
     return {"type": "http.response.body", "body": content, "more_body": more}
+
+
+def _public(events: bytes) -> bytes:
+    """The same events; errors without what clients must not read."""
+    if b'"error"' not in events:  # to parse them all would take too long
+        return events
+    return _END.join(map(_public_event, events.split(_END)))
+
+
+def _public_event(event: bytes) -> bytes:
+    said = event.partition(b"data:")[2]
+    try:
+        error = json.loads(said)["error"]
+    except (ValueError, KeyError, TypeError):  # a text that has the word
+        return event
+    if error is None:
+        return event
+    _log.warning("engine failed in the middle of a stream", error=error)
+    code = error.get("code") if isinstance(error, dict) else None
+    status = code if isinstance(code, int) and code >= 400 else 500
+    return b"data: " + public_refusal(status, said)
 
 
 def _error_event(error: GraftworkError) -> bytes:

@@ -12,8 +12,8 @@ from pruning.artifacts import DamagedArtifact
 from pruning.digest import file_digest, tree_digest
 from service import content
 from service.catalog import Catalog
-from service.errors import ContentDamaged
-from service.records import Adapter
+from service.errors import BaseDamaged, ContentDamaged
+from service.records import Adapter, base_name
 from service.settings import Settings
 
 
@@ -56,7 +56,7 @@ def quarantine(settings: Settings, finding: Finding) -> Path | None:
 
 
 class Loading:
-    """Checks the content of adapters before engines read it."""
+    """Checks what we store before engines read it."""
 
     def __init__(self, settings: Settings):
         self._settings = settings
@@ -71,6 +71,24 @@ class Loading:
             raise ContentDamaged(
                 f"the content of {adapter.model} is damaged and was put aside; "
                 f"give it again: PUT /v1/adapters/{adapter.model}"
+            ) from error
+
+    def check_base(self, id: str, path: Path) -> None:
+        """Raise BaseDamaged, and put the artifact aside, unless a slim base is what was made.
+
+        A directory that lies elsewhere is not ours to judge.
+        """
+        artifact = path.parent
+        if artifact.parent != self._settings.artifacts.absolute():
+            return
+        try:
+            _check_artifact(artifact)
+        except DamagedArtifact as error:
+            if artifact.exists():
+                content.quarantine(artifact, self._settings.quarantine, str(error))
+            raise BaseDamaged(
+                f"the artifact of {base_name(id)} is damaged and was put aside; "
+                "delete this base with its adapters, and run its job again"
             ) from error
 
 

@@ -161,39 +161,69 @@ def adapter_directory(tmp_path: Path, write_adapter: Callable[..., Path]) -> Pat
     return write_adapter(tmp_path / "adapter")
 
 
+class Postgres:
+    """A PostgreSQL server of the tests' own, which can be stopped."""
+
+    def __init__(self) -> None:
+        initdb = shutil.which("initdb")
+        installed = [Path(initdb).resolve().parent] if initdb else []
+        installed += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+        programs = next((path for path in installed if (path / "postgres").exists()), None)
+        if programs is None:
+            pytest.skip("PostgreSQL is not installed")
+        user = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+        self._folder = folder = Path(tempfile.mkdtemp(prefix="graftwork-postgres-"))
+        os.chown(folder, user.pw_uid, user.pw_gid)  # it refuses to run as root
+        self._options: dict[str, Any] = {"user": user.pw_uid, "group": user.pw_gid, "cwd": folder}
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        make = [programs / "initdb", "-D", folder / "data", "-U", "graftwork", "--auth=trust"]
+        subprocess.run([*make, "--no-sync"], check=True, capture_output=True, **self._options)
+        values = {"listen_addresses": "127.0.0.1", "unix_socket_directories": folder}
+        values |= {"max_connections": 400, "fsync": "off", "synchronous_commit": "off"}
+        settings = [word for name, value in values.items() for word in ("-c", f"{name}={value}")]
+        self._command = [programs / "postgres", "-D", folder / "data", "-p", str(port), *settings]
+        self._process: subprocess.Popen[bytes] | None = None
+        self.address = f"postgresql://graftwork@127.0.0.1:{port}"  # without a database's name
+        self.url = f"{self.address}/postgres"
+
+    def start(self) -> None:
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(self._command, stderr=log, **self._options)
+        for _ in range(600):
+            with suppress(psycopg.OperationalError):
+                psycopg.connect(self.url).close()
+                return
+            time.sleep(0.1)
+        raise AssertionError((self._folder / "log").read_text())
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Break all connections and end; SIGQUIT takes no time to write what it holds."""
+        assert self._process is not None
+        self._process.send_signal(how)
+        self._process.wait()
+
+    def remove(self) -> None:
+        self.stop(signal.SIGQUIT)
+        shutil.rmtree(self._folder)
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
-    """The address of a PostgreSQL server of the tests' own, without a database's name."""
-    initdb = shutil.which("initdb")
-    installed = [Path(initdb).resolve().parent] if initdb else []
-    installed += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    programs = next((path for path in installed if (path / "postgres").exists()), None)
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed")
-    user = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
-    folder = Path(tempfile.mkdtemp(prefix="graftwork-postgres-"))
-    os.chown(folder, user.pw_uid, user.pw_gid)  # it refuses to run as root
-    options: dict[str, Any] = {"user": user.pw_uid, "group": user.pw_gid, "cwd": folder}
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    make = [programs / "initdb", "-D", folder / "data", "-U", "graftwork", "--auth=trust"]
-    subprocess.run([*make, "--no-sync"], check=True, capture_output=True, **options)
-    values = {"listen_addresses": "127.0.0.1", "unix_socket_directories": folder}
-    values |= {"max_connections": 400, "fsync": "off", "synchronous_commit": "off"}
-    settings = [word for name, value in values.items() for word in ("-c", f"{name}={value}")]
-    with (folder / "log").open("wb") as log:
-        command = [programs / "postgres", "-D", folder / "data", "-p", str(port), *settings]
-        server = subprocess.Popen(command, stderr=log, **options)
-    address = f"postgresql://graftwork@127.0.0.1:{port}"
-    for _ in range(600):
-        with suppress(psycopg.OperationalError):
-            psycopg.connect(f"{address}/postgres").close()
-            break
-        time.sleep(0.1)
-    yield address
-    server.send_signal(signal.SIGQUIT)  # at once: nobody needs what it holds
-    server.wait()
-    shutil.rmtree(folder)
+    """The address of a PostgreSQL server that lives as long as the tests."""
+    server = Postgres()
+    server.start()
+    yield server.address
+    server.remove()
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Postgres]:
+    """A server for one test, to be stopped and started."""
+    server = Postgres()
+    server.start()
+    yield server
+    server.remove()
 
 
 @contextmanager

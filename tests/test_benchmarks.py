@@ -20,6 +20,7 @@ NAMES = (
     "recovery",
     "reliability",
     "schedules",
+    "soak",
     "sweep",
 )
 

@@ -60,12 +60,16 @@ class Publication(Bases):
         with self._write() as connection:
             row = find(connection, schema.bases, tenant=self._tenant, name=name)
             if row is None:
+                if find(connection, schema.aliases, tenant=self._tenant, name=name):
+                    raise _taken(f"alias {name!r}")  # made since the job was
                 insert(connection, schema.bases, row_of(base, schema.bases), f"base {name!r}")
                 self._note(connection, "base.make", name)
             elif row["artifact"] != digest:
                 raise _taken(f"base {name!r}")
             for adapter in adapters:
                 key = self._key(row["id"] if row else base.id, adapter.name)
+                if find(connection, schema.compositions, **key):
+                    raise _taken(adapter.model)
                 if find(connection, schema.adapters, **key) is None:
                     self._enter(connection, replace(adapter, base=key["base"]))
 

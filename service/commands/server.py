@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 import typer
@@ -31,7 +32,11 @@ from service.commands.failure import CommandFailed
 from service.connections import Connection, Server
 from service.settings import Settings
 
+if TYPE_CHECKING:
+    from service.tracing import Tracing
+
 _PLUGIN_GROUPS = ("vllm.general_plugins", "vllm.endpoint_plugins")
+_COLLECTOR = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _WORKER_STOP = 10.0
 _STABLE = 60.0  # a worker that lived this long starts again without delay
 _MAX_DELAY = 30.0
@@ -46,7 +51,7 @@ def serve(on_lifeline: bool) -> None:
     listener = _listen(settings)
     _allow_many_connections()
     with _database_errors(settings):
-        app = create_app(settings)
+        app = create_app(settings, tracing=_tracing("gateway"))
         _require_key(settings, app.state.catalog)
     config = uvicorn.Config(
         app,
@@ -81,7 +86,9 @@ def worker(on_lifeline: bool) -> None:
         lifeline.hold_on()
     with _database_errors(settings):
         catalog = Catalog(settings.database)
-    run(place, catalog.publish, Runner(threads=settings.stage_threads))
+    tracing = _tracing("worker")
+    make = tracing.runner if tracing else Runner
+    run(place, catalog.publish, make(threads=settings.stage_threads))
 
 
 def _prepare() -> Settings:
@@ -95,6 +102,20 @@ def _prepare() -> Settings:
         raise CommandFailed(f"GRAFTWORK_HOME={settings.home} cannot be used: {error}") from error
     logs.configure()
     return settings
+
+
+def _tracing(process: str) -> "Tracing | None":
+    """What OpenTelemetry's own settings ask for; what it takes is loaded only then."""
+    if _COLLECTOR not in os.environ:
+        return None
+    try:
+        from service.tracing import Tracing
+    except ImportError as error:
+        raise CommandFailed(
+            f"{_COLLECTOR} is set, and OpenTelemetry is not installed; "
+            "install it with: pip install 'graftwork[tracing]'"
+        ) from error
+    return Tracing(process)
 
 
 def _require_engine() -> None:

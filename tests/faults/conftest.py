@@ -70,14 +70,15 @@ class Gateway:
         with httpx.Client(transport=transport, base_url="http://engine", timeout=5) as client:
             yield client
 
-    def engine_pid(self) -> int:
-        """Of the engine that runs now."""
+    def engine_pid(self, base: str = "demo") -> int:
+        """Of the engine of a base that runs now."""
         assert self.process is not None
         for path in Path("/proc").glob("[0-9]*/stat"):
             with suppress(OSError):
                 fields = path.read_text().rpartition(")")[2].split()
                 command = path.with_name("cmdline").read_bytes()
-                if int(fields[1]) == self.process.pid and b"mock_engine" in command:
+                ours = b"mock_engine" in command and f"\0{base}\0".encode() in command
+                if int(fields[1]) == self.process.pid and ours:
                     return int(path.parent.name)
         raise AssertionError("no engine runs")
 

@@ -40,13 +40,66 @@ def test_a_killed_engine_ends_its_streams_with_an_error_and_comes_back(
 
     with gateway.client.stream("POST", "/v1/completions", json=LONG) as response:
         events = events_until_the_end(response, kill)
-    assert events[-1]["error"]["code"] == "engine_unavailable"
+    assert events[-1]["error"] == {
+        "message": "the engine stopped in the middle of this answer; send the request again",
+        "type": "server_error",
+        "param": None,
+        "code": "engine_unavailable",
+    }
     gateway.until_ready(503)
     refused = gateway.complete()
     assert refused.status_code == 503
     assert int(refused.headers["retry-after"]) > 0
     recovered(gateway.until_ready())
     assert gateway.complete().status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            {
+                "message": "CUDA error in /srv/models/acme~0123456789abcdef/weights for acme+x",
+                "type": "InternalServerError",
+                "param": None,
+                "code": 500,
+            },
+            {
+                "message": "the engine failed at this request; the server's log tells more",
+                "type": "server_error",
+                "param": None,
+                "code": "engine_error",
+            },
+        ),
+        (
+            {
+                "message": "demo~0123456789abcdef+sql@0123456789ab.77aa: /srv/own/x.json is bad",
+                "type": "BadRequestError",
+                "param": "tools",
+                "code": 400,
+            },
+            {
+                "message": "an adapter: x.json is bad",
+                "type": "BadRequestError",
+                "param": "tools",
+                "code": 400,
+            },
+        ),
+    ],
+    ids=["of the engine", "of the request"],
+)
+def test_an_error_that_the_engine_writes_into_a_stream_is_told_without_its_insides(
+    gateway: Any, said: dict[str, Any], told: dict[str, Any]
+):
+    def fail() -> None:
+        with gateway.engine() as engine:
+            engine.put("/mock", json={"fail": said})
+
+    with gateway.client.stream("POST", "/v1/completions", json=LONG) as response:
+        first, *_, last = events_until_the_end(response, fail)
+    assert first["choices"][0]["text"] == " token0"
+    assert last == {"error": told}
+    assert said["message"] in gateway.log.read_text()
 
 
 def test_an_engine_that_hangs_is_found_by_a_probe_and_started_again(

@@ -1,14 +1,12 @@
 """A gateway that is stopped or killed, that loses its disk, its database, or the time."""
 
 import os
-import pwd
 import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psycopg
 import pytest
+
+from pruning import artifacts
+from pruning.recipe import PruneSpec, Recipe, Text
+from service.catalog import Catalog
 
 TEXT = b"a text that calibrates " * 100
 MOCK = Path(__file__).parents[2] / "benchmarks" / "mock_engine.py"
@@ -184,50 +185,45 @@ def test_a_clock_that_steps_a_day_either_way_disturbs_nothing(
     assert created[1] < created[0] < created[2]  # the clock was believed where it is shown
 
 
-class Postgres:
-    """A server that can be stopped."""
+def test_a_damaged_artifact_is_put_aside_when_its_engine_starts_and_the_rest_goes_on(
+    make_gateway: Callable[..., Any], base_directory: Path
+):
+    gateway = make_gateway()
+    gateway.add_base(base_directory)
+    artifact = publish(gateway.home, base_directory)
+    wait(lambda: gateway.complete(model="slim").status_code == 200)
+    weights = artifact / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert gateway.complete(model="slim").status_code == 200  # it was read before
+    os.kill(gateway.engine_pid("slim"), signal.SIGKILL)
+    wait(lambda: gateway.complete(model="slim").status_code == 500)
+    error = gateway.complete(model="slim").json()["error"]
+    assert error["code"] == "content_damaged"
+    assert error["message"] == (
+        "the artifact of slim is damaged and was put aside; "
+        "delete this base with its adapters, and run its job again"
+    )
+    assert [*gateway.client.get("/ready").json()["waiting"].values()] == ["damaged"]
+    (reason,) = (gateway.home / "quarantine").glob("*.reason")
+    assert "model.safetensors has changed" in reason.read_text()
+    assert (reason.with_suffix("") / "model" / "model.safetensors").read_bytes() == content
+    assert not artifact.exists()
+    assert gateway.complete().status_code == 200
+    assert gateway.client.delete("/v1/bases/slim").status_code == 200
 
-    def __init__(self, start: list[Any], options: dict[str, Any], url: str):
-        self._start, self._options, self.url = start, options, url
-        self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        self.process = subprocess.Popen(self._start, stderr=subprocess.DEVNULL, **self._options)
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            try:
-                psycopg.connect(self.url).close()
-                return
-            except psycopg.OperationalError:
-                time.sleep(0.1)
-        raise AssertionError("PostgreSQL does not start")
-
-    def stop(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGINT)
-        self.process.wait()
-
-
-@pytest.fixture
-def own_postgres() -> Iterator[Postgres]:
-    initdb = shutil.which("initdb")
-    programs = [Path(initdb).resolve().parent] if initdb else []
-    programs += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    found = next((path for path in programs if (path / "postgres").exists()), None)
-    if found is None:
-        pytest.skip("PostgreSQL is not installed")
-    user = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
-    folder = Path(tempfile.mkdtemp(prefix="graftwork-postgres-"))
-    os.chown(folder, user.pw_uid, user.pw_gid)
-    options: dict[str, Any] = {"user": user.pw_uid, "group": user.pw_gid, "cwd": folder}
-    make = [found / "initdb", "-D", folder / "data", "-U", "graftwork", "--auth=trust", "--no-sync"]
-    subprocess.run(make, check=True, capture_output=True, **options)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    start = [found / "postgres", "-D", folder / "data", "-p", str(port)]
-    start += ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"]
-    server = Postgres(start, options, f"postgresql://graftwork@127.0.0.1:{port}/postgres")
-    server.start()
-    yield server
-    server.stop()
-    shutil.rmtree(folder)
+def publish(home: Path, base: Path) -> Path:
+    """What a job makes, a slim base, where a worker puts it."""
+    draft, store = home / "jobs" / "made", (home / "artifacts").absolute()
+    shutil.copytree(base, draft / "model")
+    text = Text(file="file-0")
+    recipe = Recipe(name="slim", base="demo", target=0.2, calibration=text, evaluation=text)
+    digest = artifacts.seal(draft, recipe, artifacts.Parents(base="", adapters={})).digest
+    artifacts.publish(draft, store, digest)
+    spec = PruneSpec(recipe=recipe, base=base, adapters={}, calibration=base, evaluation=base)
+    catalog = Catalog(f"sqlite:///{home / 'graftwork.db'}")
+    catalog.publish(spec, store / digest, digest)
+    catalog.close()
+    return store / digest

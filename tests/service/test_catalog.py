@@ -161,6 +161,17 @@ def test_publishing_under_a_name_of_something_else_is_a_conflict(
     assert catalog.adapters() == ()
 
 
+def test_an_alias_that_was_made_meanwhile_keeps_its_name(
+    catalog: Catalog, published: tuple[PruneSpec, Path], base_directory: Path
+):
+    catalog.add_base("dense", base_directory, DIGEST)
+    catalog.promote("slim", "dense")
+    with pytest.raises(InvalidInput, match="alias 'slim' exists already"):
+        catalog.publish_artifact(*published, DIGEST)
+    assert [base.name for base in catalog.bases()] == ["dense"]
+    assert catalog.adapters() == ()
+
+
 def test_many_writers_at_once_take_turns(catalog: Catalog, base_directory: Path, tmp_path: Path):
     catalog.add_base("demo", base_directory, DIGEST)
 

@@ -46,7 +46,7 @@ export const when = (unix) => new Date(unix * 1000).toLocaleString("en-GB", { da
 
 const TONES = {
   succeeded: "good", ready: "good", running: "busy", starting: "busy", restarting: "busy",
-  failed: "bad", absent: "bad", stopped: "bad",
+  failed: "bad", absent: "bad", stopped: "bad", damaged: "bad",
 };
 export const badge = (state) => h("span", { class: `badge ${TONES[state] ?? ""}` }, state);
 
