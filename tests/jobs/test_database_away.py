@@ -21,6 +21,6 @@ def test_a_job_goes_on_when_its_database_is_back(
     time.sleep(3)  # the stage ends meanwhile, and cannot be noted
     assert worker.poll() is None
     own_postgres.start()
-    assert ended(job, 300)["status"] == "succeeded"
-    assert site.stages() == ["calibrate", "plan", "slice", "recover", "carry", "evaluate"]
+    assert ended(job, 200)["status"] == "succeeded"
+    assert site.stages() == ["calibrate", "plan", "slice", "carry", "evaluate"]
     assert len(site.artifacts()) == 1
