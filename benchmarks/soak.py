@@ -10,6 +10,7 @@ Exits with 1 when something grew, when an answer was wrong, or when catalog and 
 """
 
 import argparse
+import itertools
 import json
 import random
 import sqlite3
@@ -229,11 +230,12 @@ def play(site: Installation, minutes: float, seed: int) -> dict[str, Any]:
     threads = [kills.repeat(getattr(t, step), over) for t in tenants for step in steps]
     started, span = time.monotonic(), 60 * minutes
     kill_at = collect_at = started + span / 20
+    order = itertools.cycle(victims.kills)
     while (now := time.monotonic()) < started + span:
         early = now < started + span / 4
         if now > kill_at:
-            victims.kill(chance.choice(("worker", "gateway", "engine") if early else ("engine",)))
-            kill_at = now + chance.uniform(0.5, 1.5) * span / 20
+            victims.kill(next(order) if early else "engine")
+            kill_at = now + chance.uniform(0.5, 1.5) * span / 25
         if now > collect_at:
             done["garbage"] += gardener.collect(60)
             collect_at = now + span / 20
