@@ -10,6 +10,7 @@ def database(own_postgres):
     return own_postgres.url
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_when_its_database_is_back(
     site, worker, create, ended, eventually, own_postgres
 ):
