@@ -40,7 +40,7 @@ class Gateway:
         own = {**os.environ, **self.environment, **environment}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, env=own, stdout=log, stderr=log)
-        self.until_ready(status=0)
+        self.until_ready(status=0, seconds=300)
 
     def until_ready(self, status: int = 200, seconds: float = 60.0) -> float:
         """Wait for this answer of /ready, any where it is 0; how many seconds it took."""
