@@ -31,6 +31,7 @@ import psutil
 import report
 from installation import Installation, running
 
+from service import content
 from service.catalog import Catalog
 from service.collection import Collector
 from service.jobs import Jobs
@@ -160,7 +161,7 @@ class Watch:
             found |= _process("worker", self._victims.worker.pid)
             home = self._site.home
             stores = [home / name for name in ("artifacts", "adapters", "files", "compositions")]
-            found["stored_bytes"] = sum(map(_size, stores))
+            found["stored_bytes"] = sum(map(content.size, stores))
             found |= _rows(home / "graftwork.db")
             self.samples.append(found)
 
@@ -185,14 +186,6 @@ def _process(name: str, pid: int) -> dict[str, float]:
             f"{name}_files": process.num_fds(),
             f"{name}_threads": process.num_threads(),
         }
-
-
-def _size(folder: Path) -> int:
-    found = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            found += path.stat().st_size
-    return found
 
 
 def _rows(database: Path) -> dict[str, float]:

@@ -75,5 +75,8 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _age(path: Path) -> float:
-    """Seconds since anything in a directory was touched, itself included."""
-    return time.time() - max(one.stat().st_mtime for one in (path, *path.rglob("*")))
+    """Seconds since anything in a directory was touched, itself included; 0 if that goes."""
+    try:
+        return time.time() - max(one.stat().st_mtime for one in (path, *path.rglob("*")))
+    except FileNotFoundError:
+        return 0.0

@@ -63,10 +63,13 @@ def remove(path: Path) -> None:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, or of all files below a directory; 0 where there is nothing."""
-    if path.is_dir():
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return path.stat().st_size if path.is_file() else 0
+    """Bytes of a file, or of all files below a directory; what goes meanwhile counts nothing."""
+    found = 0
+    inside = (Path(at, name) for at, _, names in os.walk(path) for name in names)
+    for file in (path, *inside):
+        with suppress(FileNotFoundError):
+            found += file.stat().st_size if file.is_file() else 0
+    return found
 
 
 def quarantine(path: Path, folder: Path, reason: str) -> Path:

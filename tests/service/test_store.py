@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from service import database, schema
+from service import content, database, schema
 from service.catalog import Catalog
 from service.cli import app as cli
 from service.collection import Collector
@@ -191,3 +192,26 @@ def test_drafts_and_work_go_when_they_are_old_and_no_job_goes_on_with_them():
         names = {one.path.name for one in collector.collect(0)}
         assert names == {"prunejob-2", ".staging-abc"}
         assert {path.name for path in settings.jobs.iterdir()} == {"prunejob-1", ".worker-0"}
+
+
+def test_garbage_is_collected_beside_uploads_that_come_and_go():
+    with store() as (settings, catalog, jobs):
+        over = threading.Event()
+
+        def upload() -> None:
+            while not over.is_set():
+                with content.staging(settings.adapters) as staged:
+                    (staged / "part").mkdir()
+                    (staged / "part" / "text").write_text(TEXT)
+
+        uploads = [threading.Thread(target=upload) for _ in range(2)]
+        for thread in uploads:
+            thread.start()
+        try:
+            collector = Collector(settings, catalog, jobs)  # type: ignore[arg-type]
+            for _ in range(30):
+                assert list(collector.collect(3600)) == []
+        finally:
+            over.set()
+            for thread in uploads:
+                thread.join()
