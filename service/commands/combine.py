@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from pruning.adapters.jobs import (
     AdapterRecipe,
@@ -16,8 +15,9 @@ from pruning.adapters.jobs import (
 )
 from pruning.recipe import Method
 from service.client import Client, Json
-from service.commands.failure import CommandFailed, problems
+from service.commands.failure import CommandFailed
 from service.commands.follow import failed, run
+from service.commands.prune import read
 from service.commands.uploads import upload
 
 Kind = Literal["merge", "compress", "train_generator", "generate", "train"]
@@ -90,17 +90,12 @@ def _conclude(client: Client, job: Json) -> None:
 
 def read_recipe(path: Path, kind: Kind) -> AnyAdapterRecipe:
     """The recipe in a YAML file; CommandFailed names what is wrong in it."""
-    try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            content = {"kind": kind, **content}
-        recipe: AnyAdapterRecipe = TypeAdapter(AdapterRecipe).validate_python(content)
-    except OSError as error:
-        raise CommandFailed(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CommandFailed(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        raise CommandFailed(f"{path}: {problems(error)}; see docs/{_PAGES[kind]}.md") from error
+
+    def validated(content: Any) -> AnyAdapterRecipe:
+        named = {"kind": kind, **content} if isinstance(content, dict) else content
+        return TypeAdapter[AnyAdapterRecipe](AdapterRecipe).validate_python(named)
+
+    recipe = read(validated, path, f"docs/{_PAGES[kind]}.md")
     if recipe.kind != kind:
         raise CommandFailed(f"{path} is a recipe to {recipe.kind}; use that command")
     return recipe

@@ -1,5 +1,6 @@
 """`graftwork prune`: start the job of a recipe, its texts uploaded, or of a cell of a sweep."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,15 +49,16 @@ def from_sweep(url: str, sweep: str, choice: Json, wait: bool, as_json: bool) ->
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a YAML file; CommandFailed names what is wrong in it."""
-    return read(Recipe, path, "docs/recipes.md")
+    return read(Recipe.model_validate, path, "docs/recipes.md")
 
 
-def read(kind: type[Read], path: Path, page: str) -> Read:
-    """A document of this kind in a YAML file; CommandFailed names what is wrong, and a page."""
+def read(validated: Callable[[Any], Read], path: Path, page: str) -> Read:
+    """What a YAML file holds, validated; CommandFailed names what is wrong, and a page."""
     try:
-        return kind.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return validated(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise CommandFailed(f"{path} cannot be read: {error.strerror}") from error
+        reason = f"{path} cannot be read: {error.strerror}"
+        raise CommandFailed(f"{reason}; name a YAML file as {page} shows it") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CommandFailed(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:

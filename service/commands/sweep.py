@@ -18,7 +18,7 @@ from service.commands.uploads import upload
 
 def run(url: str, path: Path, wait: bool, as_json: bool) -> None:
     """Start the sweep of a recipe and, with `wait`, follow it to its end and show the front."""
-    recipe = read(SweepRecipe, path, "docs/sweeps.md")
+    recipe = read(SweepRecipe.model_validate, path, "docs/sweeps.md")
     recipe.cells()  # what is wrong in them is said before anything is uploaded
     body = recipe.model_dump(mode="json")
     with Client(url) as client:

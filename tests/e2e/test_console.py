@@ -101,11 +101,12 @@ def test_a_cell_of_a_sweep_that_is_worth_having_becomes_a_job(tab: Any, gateway:
 def asked(gateway: str, model: str) -> str:
     """What the API answers to the same question."""
     body = {"model": model, "prompt": PROMPT, "max_tokens": 64, "temperature": 0}
-    return str(httpx.post(f"{gateway}/v1/completions", json=body).json()["choices"][0]["text"])
+    answer = httpx.post(f"{gateway}/v1/completions", json=body, timeout=60)
+    return str(answer.json()["choices"][0]["text"])
 
 
 def until_ready(gateway: str, base: str) -> None:
     deadline = time.monotonic() + JOB_SECONDS
-    while not httpx.get(f"{gateway}/v1/bases/{base}").json()["ready"]:
+    while not httpx.get(f"{gateway}/v1/bases/{base}", timeout=60).json()["ready"]:
         assert time.monotonic() < deadline, f"{base} did not get ready"
         time.sleep(1)

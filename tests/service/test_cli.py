@@ -244,7 +244,9 @@ def test_a_bad_recipe_is_one_line_that_names_the_field(
 def test_a_recipe_that_is_not_yaml_is_one_line(run: Run, tmp_path: Path):
     (tmp_path / "recipe.yaml").write_text("name: [")
     assert_one_clear_line(run("prune", tmp_path / "recipe.yaml").stderr, "not YAML")
-    assert_one_clear_line(run("prune", tmp_path / "none.yaml").stderr, "cannot be read")
+    assert_one_clear_line(
+        run("prune", tmp_path / "none.yaml").stderr, "cannot be read", "docs/recipes.md"
+    )
 
 
 # JSON, completion
@@ -376,6 +378,32 @@ def test_an_absent_server_is_one_line_with_the_command_to_start_one():
         result = runner.invoke(app, words)
         assert result.exit_code == 1
         assert_one_clear_line(result.stderr, "graftwork serve", "--url")
+
+
+@pytest.mark.parametrize(
+    ("words", "listing"),
+    [
+        ("jobs show none", "graftwork jobs list"),
+        ("sweep show none", "graftwork jobs list"),
+        ("bases report none", "graftwork bases list"),
+        ("aliases rollback none", "graftwork aliases list"),
+        ("adapters remove none", "graftwork adapters list"),
+        ("adapters remove tiny+none", "graftwork adapters list"),
+        ("adapters compare none", "graftwork bases list"),
+    ],
+)
+def test_what_is_not_there_is_one_line_with_the_command_that_lists_what_is(
+    run: Run, tiny: None, words: str, listing: str
+):
+    refused = run(*words.split())
+    assert refused.exit_code == 1
+    assert_one_clear_line(refused.stderr, "none", f"`{listing}` shows")
+
+
+def test_a_value_that_cannot_be_is_told_once_where_it_stands(run: Run):
+    refused = run("keys", "create", "acme", "--scope", "none")
+    assert_one_clear_line(refused.stderr, "scopes.0", "'admin'")
+    assert "Tuple" not in refused.stderr
 
 
 def test_another_server_at_the_address_is_told_apart(tmp_path: Path):

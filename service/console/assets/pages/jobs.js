@@ -61,7 +61,7 @@ async function one(id, signal) {
     for await (const event of events(`${jobPath(id)}/events`, { signal })) {
       hear(event);
       if (event.type === "progress" || event.type === "metrics") job = { ...job, status: "running", stage: event.data.stage, progress: part(job, event.data) };
-      if (event.type === "stage") job = await get(jobPath(id), signal);
+      if (event.type === "stage") job = { ...(await get(jobPath(id), signal)), stage: event.data.stage }; // which a job has from its progress
       draw();
     }
     job = await get(jobPath(id), signal);
