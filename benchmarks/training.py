@@ -3,11 +3,12 @@
 Usage: python benchmarks/training.py DATA [--quick] [--work DIRECTORY] [--minutes N] [--json FILE]
 
 Adapters of the bundled base on DATA/tasks/TASK/train.jsonl (wikisql), as many steps for all.  Each
-method's learning rate is the one of RATES with the lowest loss on validation rows with the first
-seed; figures are ratios of losses on other rows (nats per completion token), the mean over the
-seeds, which draw the rows, their order and what methods draw.  Recovery methods train a base that
-was cut by 80 % of its FFN channels, on the bundled text; their figures are ratios of what is left
-of the distance to the dense base.
+method's learning rate is the one with the lowest loss on validation rows with the first seed, of
+RATES and, while the best one is at an end, of those that go on there; figures are ratios of losses
+on other rows (nats per completion token), the mean over the seeds, which draw the rows, their order
+and what methods draw.  Recovery methods train a base that was cut by 80 % of its FFN channels, on
+the bundled text; their figures are ratios of what is left of the distance to the dense base.  Their
+memory is measured in processes of their own, on a random base of WIDE.
 With --work, what is measured is kept there, and a run that was stopped is taken up again.
 """
 
@@ -18,13 +19,17 @@ import random
 import shutil
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import report
+import torch
 from cells import Cells, OutOfTime
 
 from pruning import evaluation
@@ -66,6 +71,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora_r16": {"rank": 16, "alpha": 32},
     "sora": {"form": {"name": "gated"}, "rank": 16, "alpha": 32},
     "dylora": {"form": {"name": "nested"}},
+    "eva_allora": {"init": {"name": "eva"}, "hooks": [{"name": "allora"}]},
     "pissa": {"init": {"name": "pissa"}},
     "olora": {"init": {"name": "olora"}},
 }
@@ -77,6 +83,7 @@ PAIRS = {  # figure → method and what it is compared with
     "randlora_vs_lora": ("randlora", "lora"),
 }
 OTHERS = {
+    "eva_allora_vs_allora": ("eva_allora", "allora"),
     "nola_vs_lora_r1": ("nola", "lora_r1"),
     "pissa_vs_lora": ("pissa", "lora"),
     "olora_vs_lora": ("olora", "lora"),
@@ -85,8 +92,24 @@ RECOVERY: dict[str, dict[str, Any]] = {
     "lora": {},
     "lisa": {"layers": 2, "every": 10},
     "owlore": {"layers": 2, "every": 10},
+    "align": {},  # all weights but the output head, which is tied to the embedding
 }
-RECOVERY_RATES = (1e-3, 4e-3, 1.6e-2)
+WIDE = {  # the base whose recovery's memory is measured; 50 million parameters
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+}
+NARROW = WIDE | {
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}
 Row = dict[str, Any]
 
 
@@ -96,12 +119,14 @@ class Size:
 
     steps: int
     rows: int
+    validation: int
     test: int
     seeds: int
     rates: tuple[float, ...]
 
 
-FULL, QUICK = Size(50, 512, 100, 3, RATES), Size(2, 24, 8, 1, RATES[1:2])
+FULL, QUICK = Size(50, 512, 32, 100, 3, RATES), Size(2, 16, 4, 4, 1, RATES[1:2])
+QUICK_FIGURES = ("forget_ratio", "losb_vs_loxs", "allora_vs_lora", "nola_bytes_over_lora_r1")
 
 
 class Bench:
@@ -121,9 +146,10 @@ class Bench:
             return evaluation.rows(self.tokenizer, Path(file.name), LENGTH, task)
 
     def lesson(self, task: str, seed: int, count: int) -> Lesson:
-        """Rows to train on, and 32 that choose rates and the best step."""
-        rows = self.rows(task, "train", count + 32, seed)
-        return Lesson(rows[32:], rows[:32])
+        """Rows to train on, and some that choose rates and the best step."""
+        judges = self.size.validation
+        rows = self.rows(task, "train", count + judges, seed)
+        return Lesson(rows[judges:], rows[:judges])
 
     def test(self, task: str) -> list[Example]:
         """The same held-out rows for all."""
@@ -149,6 +175,7 @@ class Bench:
                 "base": "demo",
                 "training": {"file": "given"},
                 "seed": seed,
+                "hooks": [],
                 "hyperparameters": asked | hyper,
                 **method,
             }
@@ -185,16 +212,13 @@ class Bench:
             found["bytes"] = size_of(tuned, bags, seed, compact=name == "nola")
             if name == "sora":
                 found["ranks"] = {f"{k[0]}.{k[1]}": bag.rank for k, bag in bags.items()}
-            if name in ("dylora", "lora"):
-                found["prefixes"] = prefixes(bags, self.test(TASK))
             return found
 
         return dict(self.cells.get(["run", name, rate, seed], measure))
 
     def best_rate(self, name: str) -> float:
         """That with the lowest validation loss of the first seed."""
-        found = {rate: self.run(name, rate, 0)["validation"] for rate in self.size.rates}
-        return min(found, key=lambda rate: found[rate])
+        return best_of(self.size.rates, lambda rate: float(self.run(name, rate, 0)["validation"]))
 
     def all_seeds(self, name: str) -> list[Row]:
         """A method at its best rate."""
@@ -220,20 +244,36 @@ class Bench:
 
         return dict(self.cells.get(["truncated", seed], measure))
 
-    def overfit(self, name: str, seed: int) -> Row:
+    def prefixes(self, name: str, seed: int) -> Row:
+        """Of a method at its best rate: nats with a few of its atoms."""
+        rate = self.best_rate(name)
+
+        def measure() -> Row:
+            lesson = self.lesson(TASK, seed, self.size.rows)
+            bags = self.trained(METHODS[name], rate, seed, lesson)[0].bake()
+            found = prefixes(bags, self.test(TASK), nested=name == "dylora")
+            return {"method": f"{name} prefixes", "rate": rate, "seed": seed, "prefixes": found}
+
+        return dict(self.cells.get(["prefixes", name, seed], measure))
+
+    def overfit(self, name: str, rate: float, seed: int) -> Row:
         """Ten passes over 64 rows, judged as it stands in the end."""
-        rate = self.best_rate("lora")
 
         def measure() -> Row:
             lesson = self.lesson(TASK, seed, min(64, self.size.rows))
             hooks = [{"name": "ggpo"}] if name == "ggpo" else []
             steps = 80 if self.size is FULL else 2
             method = {"hooks": hooks}
-            tuned, _ = self.trained(method, rate, seed, lesson, steps=steps, checks=1)
+            tuned, validation = self.trained(method, rate, seed, lesson, steps=steps, checks=1)
             found = {"method": f"{name} overfit", "rate": rate, "seed": seed}
-            return found | {"test": loss(tuned.bake(), self.test(TASK))}
+            return found | {"validation": validation, "test": loss(tuned.bake(), self.test(TASK))}
 
-        return dict(self.cells.get(["overfit", name, seed], measure))
+        return dict(self.cells.get(["overfit", name, rate, seed], measure))
+
+    def all_overfit(self, name: str) -> list[Row]:
+        """At the rate whose last weights did best on validation rows with the first seed."""
+        rate = best_of(self.size.rates, lambda r: float(self.overfit(name, r, 0)["validation"]))
+        return [self.overfit(name, rate, seed) for seed in range(self.size.seeds)]
 
     def forgetting(self, name: str, seed: int) -> Row:
         """Forget one task while another is replayed: GS-LoRA, or ascent without its bound."""
@@ -327,21 +367,94 @@ class Recovery:
                 work,
                 lambda fraction, message: said.append(message),
             )
-            (course,) = (work / "recover.state").rglob("course.safetensors")
-            header = read_header(course, "course")
-            moments = sum(i.bytes for n, i in header.items() if n.startswith("exp_avg"))
             held_out = float(said[-1].rpartition("held out ")[2].split()[0])
             above = self.nats(work / "recover" / "model") - self.bare(seed)["dense"]
             found: Row = {"method": f"recovery {name}", "rate": rate, "seed": seed}
-            return found | {"held_out": held_out, "above": above, "moment_bytes": moments}
+            return found | {"held_out": held_out, "above": above}
 
         return dict(self.cells.get(["recovery", name, rate, seed], measure))
 
     def all_seeds(self, name: str) -> list[Row]:
         """A method at the rate that did best on held-out text with the first seed."""
-        rates = RECOVERY_RATES if self.size is FULL else RECOVERY_RATES[:1]
-        rate = min(rates, key=lambda rate: self.run(name, rate, 0)["held_out"])
+        rate = best_of(self.size.rates, lambda rate: float(self.run(name, rate, 0)["held_out"]))
         return [self.run(name, rate, seed) for seed in range(self.size.seeds)]
+
+    def wide(self) -> Path:
+        """The work directory of a random base that was cut."""
+        work = self.work / "wide"
+        if not (work / "slice" / "model").exists():
+            shapes = WIDE if self.size is FULL else NARROW
+            write_random(shapes, work / "base")
+            for stage in ("calibrate", "plan", "slice"):
+                STAGES[stage](self.spec(0).model_copy(update={"base": work / "base"}), work, quiet)
+        return work
+
+    def memory(self, name: str) -> Row:
+        """Bytes of the optimizer's moments, and how far the resident memory rises at most."""
+
+        def measure() -> Row:
+            work, steps = self.wide(), 12 if self.size is FULL else 2
+            batch = {"batch": 4, "held_out": 1e-4, "checks": 1, "tokens": steps * 4 * 64}
+            asked = {"name": name, "params": RECOVERY[name] | batch}
+            spec = self.spec(0, asked).model_copy(update={"base": work / "base"})
+            shutil.rmtree(work / "recover.state", ignore_errors=True)
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+                peak = alone.submit(peak_bytes, spec, work).result()
+            found = {"method": f"memory {name}", "moment_bytes": moment_bytes(work)}
+            return found | {"peak_bytes": peak}
+
+        return dict(self.cells.get(["memory", name], measure))
+
+
+def best_of(rates: Sequence[float], measure: Callable[[float], float]) -> float:
+    """The rate with the lowest loss; while it is the first or the last one, the next is tried."""
+    found = {rate: measure(rate) for rate in rates}
+    while len(found) > 1:
+        best = min(found, key=lambda rate: found[rate])
+        if best == max(found):
+            found[4 * best] = measure(4 * best)
+        elif best == min(found):
+            found[best / 4] = measure(best / 4)
+        else:
+            return best
+    return rates[0]
+
+
+def write_random(shapes: Mapping[str, int], folder: Path) -> None:
+    """A base of these shapes, its weights drawn, with the bundled one's tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder.mkdir(parents=True)
+    for path in BASE.glob("*token*"):
+        shutil.copy(path, folder)
+    config = AutoConfig.from_pretrained(BASE)
+    config.update(shapes)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+
+def peak_bytes(spec: PruneSpec, work: Path) -> int:
+    """How far the resident memory of this process rises while a recovery runs."""
+    import_module("peft")  # and what it imports, or the first recovery to do so pays for it
+    import_module("transformers.models.llama.modeling_llama")
+    Path("/proc/self/clear_refs").write_text("5")  # forget what was the most so far
+    before = resident("VmRSS")
+    STAGES["recover"](spec, work, quiet)
+    return resident("VmHWM") - before
+
+
+def resident(what: str) -> int:
+    """Bytes of this process, as Linux counts them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(what))
+    return 1024 * int(line.split()[1])
+
+
+def moment_bytes(work: Path) -> int:
+    """Of the optimizer of a recovery, in the end."""
+    (course,) = (work / "recover.state").rglob("course.safetensors")
+    header = read_header(course, "course")
+    return sum(info.bytes for name, info in header.items() if name.startswith("exp_avg"))
 
 
 def loss(bags: Mapping[Key, Bag], rows: Sequence[Example]) -> float:
@@ -352,7 +465,9 @@ def loss(bags: Mapping[Key, Bag], rows: Sequence[Example]) -> float:
 
 
 def size_of(tuned: Tuned, bags: Mapping[Key, Bag], seed: int, compact: bool) -> int:
-    """Bytes of what has to be stored."""
+    """Bytes of what has to be stored: nothing if nothing was better than the base."""
+    if not bags:
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / WEIGHTS
         if compact:
@@ -362,12 +477,17 @@ def size_of(tuned: Tuned, bags: Mapping[Key, Bag], seed: int, compact: bool) -> 
         return path.stat().st_size
 
 
-def prefixes(bags: Mapping[Key, Bag], rows: Sequence[Example]) -> Row:
-    """Nats with the first atoms alone, at the scale of their number, and with the best ones."""
+def prefixes(bags: Mapping[Key, Bag], rows: Sequence[Example], nested: bool) -> Row:
+    """Nats with the first atoms alone, and with the best ones of a singular value decomposition.
+
+    Nested ranks were trained at the scale of their number; other atoms stay as they are.
+    """
     found = {}
     for rank in RANKS:
         first = {
-            key: algebra.scale(bag.select(range(min(rank, bag.rank))), bag.rank / rank)
+            key: algebra.scale(
+                bag.select(range(min(rank, bag.rank))), bag.rank / rank if nested else 1.0
+            )
             for key, bag in bags.items()
         }
         best = {key: algebra.truncate(bag, rank) for key, bag in bags.items()}
@@ -406,20 +526,24 @@ class Results:
         self.attempt("remain_ratio", lambda: self.forgetting("remain"))
         for figure, pair in PAIRS.items():
             self.attempt(figure, partial(self.pair, *pair))
-        self.attempt("ggpo_overfit_vs_lora", self.overfit)
+        for name in ("lora", "lisa", "owlore"):
+            for what in ("moment", "peak"):
+                self.attempt(f"{name}_{what}_bytes_vs_full", partial(self.memory, name, what))
         self.attempt("lisa_vs_lora_recovery", partial(self.recovered, "lisa", "lora"))
         self.attempt("owlore_vs_lisa_recovery", partial(self.recovered, "owlore", "lisa"))
-        self.attempt("owlore_moments_vs_lisa", partial(self.moments, "owlore", "lisa"))
-        self.attempt("lisa_moments_vs_lora", partial(self.moments, "lisa", "lora"))
         self.attempt("nola_bytes_over_lora_r1", self.nola_bytes)
-        self.attempt("sora_vs_truncated", self.sora)
         self.attempt("dylora_vs_truncated", lambda: self.dylora("prefix"))
         self.attempt("dylora_vs_svd", lambda: self.dylora("svd"))
+        self.attempt("ggpo_overfit_vs_lora", self.overfit)
+        self.attempt("sora_vs_truncated", self.sora)
+        self.attempt("lisa_vs_full_recovery", partial(self.recovered, "lisa", "align"))
         for figure, pair in OTHERS.items():
             self.attempt(figure, partial(self.pair, *pair))
         self.rows = [value for value in self.bench.cells.known.values() if "method" in value]
 
     def attempt(self, figure: str, measure: Any) -> None:
+        if self.bench.size is QUICK and figure not in QUICK_FIGURES:
+            return
         try:
             self.figures[figure] = measure()
         except OutOfTime:
@@ -433,17 +557,17 @@ class Results:
         first, second = self.recovery.all_seeds(name), self.recovery.all_seeds(other)
         return ratio([one["above"] for one in first], [one["above"] for one in second])
 
-    def moments(self, name: str, other: str) -> float:
-        first, second = self.recovery.all_seeds(name), self.recovery.all_seeds(other)
-        return ratio([r["moment_bytes"] for r in first], [r["moment_bytes"] for r in second])
+    def memory(self, name: str, what: str) -> float:
+        first, second = self.recovery.memory(name), self.recovery.memory("align")
+        return round(first[f"{what}_bytes"] / second[f"{what}_bytes"], 4)
 
     def nola_bytes(self) -> float:
-        first, second = self.bench.all_seeds("nola"), self.bench.all_seeds("lora_r1")
-        return ratio([one["bytes"] for one in first], [one["bytes"] for one in second])
+        first, second = (self.bench.run(name, RATES[1], 0) for name in ("nola", "lora_r1"))
+        return ratio([first["bytes"]], [second["bytes"]])
 
     def overfit(self) -> float:
-        first, second = ([self.bench.overfit(n, s)["test"] for s in self.seeds] for n in GGPO)
-        return ratio(first, second)
+        first, second = (self.bench.all_overfit(name) for name in ("ggpo", "lora"))
+        return ratio([one["test"] for one in first], [one["test"] for one in second])
 
     def forgetting(self, what: str) -> float:
         rows = [self.bench.forgetting("gs_lora", seed) for seed in self.seeds]
@@ -461,20 +585,20 @@ class Results:
         )
 
     def dylora(self, how: str) -> float:
-        first, second = self.bench.all_seeds("dylora"), self.bench.all_seeds("lora")
-        return ratio(
-            [row["prefixes"][str(b)]["prefix"] for row in first for b in RANKS],
-            [row["prefixes"][str(b)][how] for row in second for b in RANKS],
+        first, second = (
+            [self.bench.prefixes(name, seed)["prefixes"] for seed in self.seeds]
+            for name in ("dylora", "lora")
         )
-
-
-GGPO = ("ggpo", "lora")
+        return ratio(
+            [row[str(rank)]["prefix"] for row in first for rank in RANKS],
+            [row[str(rank)][how] for row in second for rank in RANKS],
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("--quick", action="store_true", help="a few steps of the first pairs")
+    parser.add_argument("--quick", action="store_true", help="two steps, for some of the figures")
     parser.add_argument("--work", type=Path, help="where what is measured is kept")
     parser.add_argument("--minutes", type=float, default=600.0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the results go")

@@ -32,7 +32,8 @@ from pruning.weights.rewriting import rewrite
 def recover(context: RecoveryContext, params: OwloreParams, progress: Progress) -> None:
     """Needs memory for the slim base in float32, twice, and for one layer's gradients."""
     model = load(context.source)
-    ids_ST = context.ids_ST[: max(1, MICRO_TOKENS // context.ids_ST.shape[1])]
+    count = min(params.batch, MICRO_TOKENS // context.ids_ST.shape[1])  # no more than a step has
+    ids_ST = context.ids_ST[: max(1, count)]
     ratios = outlier_ratios(model, ids_ST, params.outlier)
     chances = ratios if any(ratios) else [1.0] * len(ratios)
     projected = [linear for layer in model.model.layers for linear in _linears(layer)]
@@ -46,6 +47,8 @@ def recover(context: RecoveryContext, params: OwloreParams, progress: Progress) 
         sampling.before(step)
         drawn = [model.model.layers[index] for index in sorted(sampling.drawn(step))]
         if step % every == 0:
+            for linear in projected:
+                _parametrization(linear).fold(_original(linear).data)
             turn(drawn, loss, ids_ST)
         for linear in (linear for layer in drawn for linear in _linears(layer)):
             _parametrization(linear).train_steps_alone(linear)
@@ -69,14 +72,20 @@ class Projected(nn.Module):
         self.steps_RK = nn.Parameter(weight_OI.new_zeros(rank, larger))
 
     def forward(self, weight_OI: Tensor) -> Tensor:
+        if not (self.steps_RK.requires_grad or self.steps_RK.any()):
+            return weight_OI  # a second copy of every frozen weight would cost what freezing saves
         moved: Tensor = self.scale * self.basis @ self.steps_RK
         return weight_OI + (moved if self.left else moved.T)
 
     @torch.no_grad()
-    def begin(self, weight_OI: Tensor, gradient_OI: Tensor) -> None:
-        """Take what was learnt into the weight, and the gradient's subspace for what follows."""
+    def fold(self, weight_OI: Tensor) -> None:
+        """Take what was learnt into the weight: a turn is over."""
         weight_OI.copy_(self(weight_OI))
         self.steps_RK.zero_()
+
+    @torch.no_grad()
+    def begin(self, gradient_OI: Tensor) -> None:
+        """Take the gradient's subspace for what follows."""
         u, _, v = torch.linalg.svd(gradient_OI, full_matrices=False)
         rank = self.basis.shape[1]
         self.basis.copy_(u[:, :rank] if self.left else v[:rank].T)
@@ -92,8 +101,8 @@ def turn(layers: Sequence[nn.Module], loss: Loss, ids_ST: Tensor) -> None:
     linears = [linear for layer in layers for linear in _linears(layer)]
     originals = [_original(linear) for linear in linears]
     gradients = torch.autograd.grad(loss(ids_ST), originals)
-    for linear, original, gradient_OI in zip(linears, originals, gradients, strict=True):
-        _parametrization(linear).begin(original.data, gradient_OI)
+    for linear, gradient_OI in zip(linears, gradients, strict=True):
+        _parametrization(linear).begin(gradient_OI)
 
 
 @torch.no_grad()

@@ -126,7 +126,7 @@ async def test_a_compressed_adapter_is_the_same_in_the_engine_and_in_peft(
 @pytest.mark.parametrize(
     "method",
     [
-        {"form": {"name": "gated"}},
+        {"form": {"name": "gated", "params": {"shrink": 0.7}}},
         {"form": {"name": "randlora"}, "rank": 16, "linears": ["k_proj"]},
         {"init": {"name": "lora_ga"}, "hooks": [{"name": "allora"}]},
         {"init": {"name": "loldu"}, "form": {"name": "diagonal"}},

@@ -55,7 +55,7 @@ def test_the_steps_are_those_of_adam_on_the_projected_gradient(shape: tuple[int,
     weight = torch.randn(shape, generator=generator)
     target = torch.randn(shape, generator=generator)
     projected = Projected(weight, OwloreParams(rank=2, scale=0.5))
-    projected.begin(weight, weight - target)
+    projected.begin(weight - target)
     ours = torch.optim.AdamW([projected.steps_RK], lr=0.1, weight_decay=0.0, eps=1e-12)
     basis = projected.basis.detach()
     whole, small = weight.clone(), nn.Parameter(torch.zeros_like(projected.steps_RK))
@@ -71,6 +71,10 @@ def test_the_steps_are_those_of_adam_on_the_projected_gradient(shape: tuple[int,
         step = basis @ (small.detach() - before)
         whole += 0.5 * (step if projected.left else step.T)
     assert torch.allclose(projected(weight), whole, atol=1e-5)
+    projected.fold(weight)
+    assert torch.allclose(weight, whole, atol=1e-5)
+    projected.steps_RK.requires_grad_(False)
+    assert projected(weight) is weight  # until the next turn, nothing else is held
 
 
 def test_outliers_are_counted_by_weight_times_input(model: nn.Module, ids: torch.Tensor):
