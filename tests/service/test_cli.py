@@ -319,7 +319,9 @@ def test_every_json_parses(
     assert tell("jobs", "show", job["id"])["recipe"]["name"] == "tiny-slim"
     assert tell("jobs", "cancel", job["id"])["status"] == "cancelled"
     assert tell("jobs", "events", job["id"])["message"] == "job cancelled"
-    assert tell("adapters", "merge", recipe("merge"))["object"] == "adapter.job"
+    merging = tell("adapters", "merge", recipe("merge"))
+    assert merging["object"] == "adapter.job"
+    assert tell("jobs", "checkpoints", merging["id"]) == []
     assert tell("adapters", "compress", recipe("compress"))["recipe"]["kind"] == "compress"
     assert tell("adapters", "compare", "tiny")["recipe"]["adapters"] == "all"
     tell("adapters", "train-generator", recipe("train-generator"), refused="sql")
