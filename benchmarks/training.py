@@ -70,6 +70,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "randlora": {"form": {"name": "randlora"}, "rank": 32, "alpha": 32},
     "lora_r16": {"rank": 16, "alpha": 32},
     "sora": {"form": {"name": "gated"}, "rank": 16, "alpha": 32},
+    "flexora": {"ranks": {"name": "flexora"}},
+    "random_half": {},  # of the layers, drawn by the seed
+    "cfsp_ranks": {"ranks": {"name": "cfsp"}},
     "dylora": {"form": {"name": "nested"}},
     "eva_allora": {"init": {"name": "eva"}, "hooks": [{"name": "allora"}]},
     "pissa": {"init": {"name": "pissa"}},
@@ -85,6 +88,9 @@ PAIRS = {  # figure → method and what it is compared with
 OTHERS = {
     "eva_allora_vs_allora": ("eva_allora", "allora"),
     "nola_vs_lora_r1": ("nola", "lora_r1"),
+    "flexora_vs_lora": ("flexora", "lora"),
+    "flexora_vs_random_half": ("flexora", "random_half"),
+    "cfsp_ranks_vs_lora": ("cfsp_ranks", "lora"),
     "pissa_vs_lora": ("pissa", "lora"),
     "olora_vs_lora": ("olora", "lora"),
 }
@@ -204,7 +210,11 @@ class Bench:
 
         def measure() -> Row:
             lesson = self.lesson(TASK, seed, self.size.rows)
-            tuned, validation = self.trained(METHODS[name], rate, seed, lesson)
+            method = METHODS[name]
+            if name == "random_half":
+                layers = range(len(Geometry.of(BASE).layers))
+                method = {"layers": random.Random(seed).sample(layers, len(layers) // 2)}
+            tuned, validation = self.trained(method, rate, seed, lesson)
             bags = tuned.bake()
             found: Row = {"method": name, "rate": rate, "seed": seed, "validation": validation}
             found["test"] = loss(bags, self.test(TASK))

@@ -4,8 +4,7 @@ Ding et al., "Sparse Low-rank Adaptation of Pre-trained Language Models", EMNLP 
 https://arxiv.org/abs/2311.11696, equations 4 to 6: B · diag(g) · A, and after each step of the
 optimizer g ← sign(g) · max(|g| - λ, 0).  Gates begin at one; theirs are drawn.  λ is told by how
 far a gate that nothing holds goes down in the whole training, so that it means the same whatever
-the number of steps is: beyond one, such a gate closes.  What holds a gate are its own steps, half
-the learning rate times their number at most, so that a low rate or few steps close them all.
+the number of steps is: at one, gates close that their own steps did not raise on the whole.
 """
 
 # Shape suffixes:  R = atoms,  O = outputs of the linear.
