@@ -54,7 +54,7 @@ class CoreParams(Params):
 
 
 class GatedParams(Params):
-    shrink: float = Field(1.0, ge=0)  # how far a gate that nothing holds goes down from one
+    shrink: float = Field(0.7, ge=0)  # by how much a gate goes down in the whole training
 
 
 class NestedParams(Params):

@@ -126,12 +126,12 @@ async def test_a_compressed_adapter_is_the_same_in_the_engine_and_in_peft(
 @pytest.mark.parametrize(
     "method",
     [
-        {"form": {"name": "gated", "params": {"shrink": 0.7}}},
-        {"form": {"name": "randlora"}, "rank": 16, "linears": ["k_proj"]},
+        {"form": {"name": "gated"}},
+        {"form": {"name": "nola"}},
         {"init": {"name": "lora_ga"}, "hooks": [{"name": "allora"}]},
         {"init": {"name": "loldu"}, "form": {"name": "diagonal"}},
     ],
-    ids=["gated", "randlora", "lora_ga", "loldu"],
+    ids=["gated", "nola", "lora_ga", "loldu"],
 )
 @shared_loop
 async def test_a_trained_adapter_is_the_same_in_the_engine_and_in_peft(
