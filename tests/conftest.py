@@ -62,13 +62,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--database", choices=kinds, default="sqlite", help="for catalog and jobs")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Where processes share the tests, those of a file or of an engine stay together."""
-    for item in items:
-        folder, *rest = item.path.relative_to(Path(__file__).parent).parts
-        group = folder if folder in ("e2e", "engine") else "/".join([folder, *rest])
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            folder = file.rpartition("/")[0]
+            return folder if folder in ("tests/e2e", "tests/engine") else file
+
+    return Together(config, log)
 
 
 def _random(*shape: int) -> np.ndarray:

@@ -68,6 +68,7 @@ class Upstream:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[Mapping[str, str]] = []
         self.left = threading.Event()  # a client went away before its answer was complete
+        self.may_die = threading.Event()  # who asked for that has read what came before
         self.healthy = True
         paths = ("/v1/completions", "/v1/chat/completions")
         self.app = Starlette(
@@ -113,6 +114,8 @@ class Upstream:
     async def _events(self, prompt: str, usage: Any) -> AsyncIterator[bytes]:
         yield b'data: {"text": "\xc3\xa4"}\n\n'
         if prompt == "die":
+            while not self.may_die.is_set():
+                await asyncio.sleep(0.01)
             yield b'data: {"text": "half an ev'
             raise ConnectionError("gone")
         if prompt == "forever":

@@ -102,11 +102,13 @@ def test_a_failure_of_an_engine_that_is_dying_is_worth_a_retry(demo: httpx.Clien
 def test_a_stream_whose_engine_dies_ends_with_an_error_event(demo: httpx.Client, upstream: Any):
     body = {"model": "demo", "prompt": "die", "stream": True}
     with demo.stream("POST", "/v1/completions", json=body) as response:
-        events = response.read().decode().split("\n\n")
-    assert events[0] == 'data: {"text": "ä"}'
-    lost = json.loads(events[1].removeprefix("data: "))["error"]
+        chunks = response.iter_text()
+        assert next(chunks) == 'data: {"text": "ä"}\n\n'
+        upstream.may_die.set()
+        events = "".join(chunks).split("\n\n")
+    lost = json.loads(events[0].removeprefix("data: "))["error"]
     assert (lost["code"], lost["type"]) == ("engine_unavailable", "server_error")
-    assert events[2:] == [""]
+    assert events[1:] == [""]
 
 
 def test_the_engine_stops_when_the_client_leaves_a_stream(demo: httpx.Client, upstream: Any):
