@@ -47,6 +47,7 @@ CONFIG: dict[str, Any] = {
     "intermediate_size": 24,
     "tie_word_embeddings": True,
 }
+NO_POSTGRES = "PostgreSQL is not installed (Debian: apt-get install postgresql)"
 ADAPTER_CONFIG: dict[str, Any] = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
@@ -60,6 +61,11 @@ ADAPTER_CONFIG: dict[str, Any] = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     kinds = ("sqlite", "postgresql")
     parser.addoption("--database", choices=kinds, default="sqlite", help="for catalog and jobs")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("database") == "postgresql" and _postgres_programs() is None:
+        raise pytest.UsageError(f"--database postgresql: {NO_POSTGRES}")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -167,16 +173,21 @@ def adapter_directory(tmp_path: Path, write_adapter: Callable[..., Path]) -> Pat
     return write_adapter(tmp_path / "adapter")
 
 
+def _postgres_programs() -> Path | None:
+    """The folder of the newest PostgreSQL server that is installed."""
+    initdb = shutil.which("initdb")
+    installed = [Path(initdb).resolve().parent] if initdb else []
+    installed += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((path for path in installed if (path / "postgres").exists()), None)
+
+
 class Postgres:
     """A PostgreSQL server of the tests' own, which can be stopped."""
 
     def __init__(self) -> None:
-        initdb = shutil.which("initdb")
-        installed = [Path(initdb).resolve().parent] if initdb else []
-        installed += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-        programs = next((path for path in installed if (path / "postgres").exists()), None)
+        programs = _postgres_programs()
         if programs is None:
-            pytest.skip("PostgreSQL is not installed")
+            pytest.skip(NO_POSTGRES)
         user = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
         self._folder = folder = Path(tempfile.mkdtemp(prefix="graftwork-postgres-"))
         os.chown(folder, user.pw_uid, user.pw_gid)  # it refuses to run as root

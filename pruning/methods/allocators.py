@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pruning.methods.criteria import FLAP
+from pruning.methods.criteria import CFSP, FLAP
 from pruning.methods.entry import MethodEntry, Paper, Params, Statistic
 
 
@@ -109,13 +109,7 @@ ENTRIES = (
         "allocator",
         "sigmoid",
         "more stays of layers that turn the hidden states further (CFSP)",
-        Paper(
-            "Wang et al.",
-            "CFSP: An Efficient Structured Pruning Framework for LLMs with Coarse-to-Fine "
-            "Activation Information",
-            "COLING 2025",
-            "https://arxiv.org/abs/2409.13199",
-        ),
+        CFSP,
         params=SigmoidParams,
         needs=frozenset({"influence"}),
     ),

@@ -75,6 +75,13 @@ FLAP = Paper(
     "AAAI 2024",
     "https://arxiv.org/abs/2312.11983",
 )
+CFSP = Paper(
+    "Wang et al.",
+    "CFSP: An Efficient Structured Pruning Framework for LLMs with Coarse-to-Fine "
+    "Activation Information",
+    "COLING 2025",
+    "https://arxiv.org/abs/2409.13199",
+)
 
 
 ENTRIES = (
@@ -152,13 +159,7 @@ ENTRIES = (
         "criterion",
         "cfsp",
         "relative activation of a unit: share of the weights, times the norm of its activations",
-        Paper(
-            "Wang et al.",
-            "CFSP: An Efficient Structured Pruning Framework for LLMs with Coarse-to-Fine "
-            "Activation Information",
-            "COLING 2025",
-            "https://arxiv.org/abs/2409.13199",
-        ),
+        CFSP,
         params=CfspParams,
         needs=frozenset({"input_moments"}),
         comparable=False,

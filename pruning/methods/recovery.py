@@ -51,6 +51,13 @@ class OwloreParams(LisaParams):
     outlier: float = Field(13.0, gt=0)  # times the mean, what counts as an outlier
 
 
+_PERP = Paper(
+    "Zimmer et al.",
+    "PERP: Rethinking the Prune-Retrain Paradigm in the Era of LLMs",
+    "arXiv 2023",
+    "https://arxiv.org/abs/2312.15230",
+)
+
 ENTRIES = (
     MethodEntry(
         "recovery",
@@ -92,24 +99,14 @@ ENTRIES = (
         "recovery",
         "norms",
         "norms and biases alone, trained on text (PERP)",
-        Paper(
-            "Zimmer et al.",
-            "PERP: Rethinking the Prune-Retrain Paradigm in the Era of LLMs",
-            "arXiv 2023",
-            "https://arxiv.org/abs/2312.15230",
-        ),
+        _PERP,
         params=TrainingParams,
     ),
     MethodEntry(
         "recovery",
         "masked_lora",
         "LoRA on every linear behind the mask of its weight, norms and biases (PERP)",
-        Paper(
-            "Zimmer et al.",
-            "PERP: Rethinking the Prune-Retrain Paradigm in the Era of LLMs",
-            "arXiv 2023",
-            "https://arxiv.org/abs/2312.15230",
-        ),
+        _PERP,
         params=LoraParams,
     ),
     MethodEntry(

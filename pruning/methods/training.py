@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from pruning.methods.criteria import CFSP
 from pruning.methods.entry import MethodEntry, Paper, Params
 
 
@@ -119,13 +120,7 @@ ENTRIES = (
         "ranks",
         "cfsp",
         "in proportion to how far a layer turns the hidden states (CFSP)",
-        Paper(
-            "Wang et al.",
-            "CFSP: An Efficient Structured Pruning Framework for LLMs with Coarse-to-Fine "
-            "Activation Information",
-            "COLING 2025",
-            "https://arxiv.org/abs/2409.13199",
-        ),
+        CFSP,
         params=CfspRanksParams,
     ),
     MethodEntry("init", "lora", "A uniform, B zero", _LORA),
