@@ -64,14 +64,16 @@ def by_linear(setting: Setting, rivals: dict[str, Any], quick: bool, threads: in
 
 
 def random_steps(count: int, device: str) -> Figures:
-    """Both dtypes at once, each in a process of its own."""
-    script = [sys.executable, str(HERE / "kernels_steps.py")]
+    """Both dtypes at once, in a process for each processor."""
+    script, seeds = [sys.executable, str(HERE / "kernels_steps.py")], (os.cpu_count() or 2) // 2
+    steps = count // 2 // seeds
     running = [
-        subprocess.Popen([*script, dtype, str(count // 2), "0", device], stdout=subprocess.PIPE)
+        subprocess.Popen([*script, dtype, str(steps), str(seed), device], stdout=subprocess.PIPE)
         for dtype in ("float32", "bfloat16")
+        for seed in range(seeds)
     ]
     wrong = sum(int(process.communicate()[0]) for process in running)
-    return {"random_steps": count // 2 * 2, "wrong_rows": wrong}
+    return {"random_steps": steps * len(running), "wrong_rows": wrong}
 
 
 def in_an_engine(quick: bool) -> tuple[Figures, Rows]:

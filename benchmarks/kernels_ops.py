@@ -142,6 +142,8 @@ class Sides:
         self.pool = Pool(names, adapters, self.dtype, setting.device, max_rank=self.largest)
         assert self.pool.packed, "python -m multilora.build (on a GPU with --cuda)"
         self.stacked = [self._stack() for _ in range(self.copies)]
+        if setting.device == "cuda":
+            forget_addresses()
         for slot in range(adapters):
             self.pool.load(slot, self._adapter(slot, self.rank(slot)))
 
@@ -169,6 +171,14 @@ class Sides:
             str(i): [(x[slot, 0, :rank], y[slot, 0, :, :rank]) for x, y in zip(a, b, strict=True)]
             for i, (a, b) in enumerate(self.stacked)
         }
+
+
+def forget_addresses() -> None:
+    """vLLM keeps strides by address, which are wrong once another tensor lies there."""
+    from vllm.lora.ops.triton_ops import utils
+
+    utils._LORA_A_PTR_DICT.clear()
+    utils._LORA_B_PTR_DICT.clear()
 
 
 Wrap = Callable[[list[int], Sides, bool], Any]  # rows' slots -> one of vLLM's wrappers
@@ -200,8 +210,10 @@ def measure(
     error = relative_error(sides, x, batches[0])
     functions = [ours, *(with_wrappers(wrap) for wrap in rivals.values())]
     cycled = [_cycled(function, calls) for function in functions]
-    timer = timed_on_gpu if setting.device == "cuda" else timed_on_cpu
-    times = timer(cycled, turns)
+    if setting.device == "cuda":
+        times = timed_on_gpu(cycled, turns, warm_up=sides.copies)
+    else:
+        times = timed_on_cpu(cycled, turns)
     floor = sides.weight_bytes(slots) / bandwidth
     return {
         **asdict(case),
@@ -311,11 +323,15 @@ def timed_on_cpu(functions: list[Callable[[], None]], turns: int) -> list[float]
     return [statistics.median(found) for found in seconds]
 
 
-def timed_on_gpu(functions: list[Callable[[], None]], turns: int) -> list[float]:
-    """Median seconds of a call of each, of CALLS calls in one graph, as an engine decodes."""
+def timed_on_gpu(functions: list[Callable[[], None]], turns: int, warm_up: int) -> list[float]:
+    """Median seconds of a call of each, of CALLS calls in one graph, as an engine decodes.
+
+    Before its capture each is called `warm_up` times, which compiles what Triton compiles and lets
+    vLLM find the addresses of each copy.
+    """
     graphs = []
     for function in functions:
-        for _ in range(3):  # compiles what Triton compiles
+        for _ in range(warm_up):
             function()
         torch.cuda.synchronize()
         graphs.append(torch.cuda.CUDAGraph())

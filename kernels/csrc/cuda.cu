@@ -10,8 +10,10 @@
 namespace multilora {
 namespace {
 
-constexpr int64_t PREFILL = 128;  // rows from which units have PREFILL_ROWS; so in batch.py
+constexpr int64_t PREFILL = 512;  // rows from which units have PREFILL_ROWS; so in batch.py
 constexpr int SHARED = 96 << 10;  // bytes that a block may have on every architecture
+constexpr int RESIDENT = 4;  // blocks of a multiprocessor
+constexpr int DECODE_GROUP = WARPS * ABREAST, PREFILL_GROUP = 16;  // panels of outputs of a block
 
 void check(cudaError_t status) {
   STD_TORCH_CHECK(status == cudaSuccess, "CUDA: ", cudaGetErrorString(status));
@@ -35,10 +37,10 @@ void launch(Kernel kernel, const Call& call, dim3 grid, int threads, int shared,
   check(cudaLaunchKernelEx(&config, kernel, call));
 }
 
-bool has_clusters(int device) {
-  int major = 0;
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  return major >= 9;
+int attribute_of(int device, cudaDeviceAttr attribute) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, attribute, device));
+  return value;
 }
 
 bool fits_tiles(const Call& call, bool is_bf16, int shared) {
@@ -66,7 +68,7 @@ void apply(Tensor y, const Tensor& x, const Tensor& table, const Tensor& columns
             static_cast<const float*>(weights.data_ptr()),
             Plan{static_cast<const int32_t*>(plan.data_ptr()), capacity}, nullptr,
             static_cast<int>(table.size(1)), static_cast<int>(slots.size(1)),
-            static_cast<int>(x.size(1)), static_cast<int>(max_rank), static_cast<int>(rows)};
+            static_cast<int>(x.size(1)), static_cast<int>(max_rank), static_cast<int>(rows), 0};
   if (!rows || !max_rank) return;
   const int device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
@@ -75,10 +77,12 @@ void apply(Tensor y, const Tensor& x, const Tensor& table, const Tensor& columns
   const bool is_decode = rows < PREFILL;
   const int tile_rows = is_decode ? DECODE_ROWS : PREFILL_ROWS;
   const int64_t units = std::min(rows, rows / tile_rows + slots.size(0));
-  const unsigned blocks = units * call.slices;
-  const int bytes = tile_rows * call.stride * sizeof(float);
-  const int fused = EXCHANGE * sizeof(float) + 2 * bytes;
-  if (!fits_tiles(call, is_bf16, is_decode ? fused : bytes)) {
+  const int64_t columns_bound = y.size(1) / WIDTH;
+  const int tile = TILE * pitch_of(call.stride) * sizeof(float);
+  const int bytes = parts_bytes(call.width) + EXCHANGE * sizeof(float);
+  const int fused_bytes = bytes + 2 * tile;
+  const int expand_bytes = parts_bytes(call.width) + tile_rows / TILE * tile;
+  if (!fits_tiles(call, is_bf16, std::max(fused_bytes, expand_bytes))) {
     const dim3 grid(rows, call.slices);
     const int plain_bytes = call.stride * sizeof(float);
     if (is_bf16)
@@ -87,21 +91,21 @@ void apply(Tensor y, const Tensor& x, const Tensor& table, const Tensor& columns
       launch(plain<float>, call, grid, 256, plain_bytes, 1, stream);
     return;
   }
-  if (is_decode && has_clusters(device)) {
-    launch(decode_fused, call, dim3(blocks * SPLITS), 32 * WARPS, fused, SPLITS, stream);
+  const int threads = 32 * WARPS;
+  if (is_decode && attribute_of(device, cudaDevAttrComputeCapabilityMajor) >= 9) {
+    const int64_t resident = attribute_of(device, cudaDevAttrMultiProcessorCount) * RESIDENT / SPLITS;
+    const int64_t shares = columns_bound / (SPLITS * WARPS) + call.slices;
+    const unsigned clusters = std::min(resident, units * shares);
+    launch(decode_fused, call, dim3(clusters * SPLITS), threads, fused_bytes, SPLITS, stream);
     return;
   }
   const Tensor planes = torch::stable::new_empty(
       x, {SPLITS * rows * call.slices * call.stride}, ScalarType::Float);
   call.planes = static_cast<float*>(planes.data_ptr());
-  const dim3 grid(blocks, SPLITS);
-  if (is_decode) {
-    launch(decode_shrink, call, grid, 32 * WARPS, fused - bytes, 1, stream);
-    launch(expand_planes<DECODE_ROWS>, call, grid, 32 * WARPS, bytes, 1, stream);
-  } else {
-    launch(prefill_shrink, call, grid, 32 * WARPS, bytes, 1, stream);
-    launch(expand_planes<PREFILL_ROWS>, call, grid, 32 * WARPS, bytes, 1, stream);
-  }
+  call.group = is_decode ? DECODE_GROUP : PREFILL_GROUP;
+  const unsigned groups = columns_bound / call.group + call.slices;
+  launch(shrink_planes, call, dim3(units * call.slices, SPLITS), threads, bytes, 1, stream);
+  launch(expand_planes, call, dim3(units, groups), threads, expand_bytes, 1, stream);
 }
 
 }  // namespace

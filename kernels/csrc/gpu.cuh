@@ -29,21 +29,36 @@ __device__ inline void mma8(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b0
       : "r"(a0), "r"(a1), "r"(b0));
 }
 
-__device__ inline float* shared_memory() {
+__device__ inline char* shared_memory() {
   extern __shared__ float4 memory[];
-  return reinterpret_cast<float*>(memory);
+  return reinterpret_cast<char*>(memory);
 }
 
 #if __CUDA_ARCH__ >= 900
 __device__ inline int cluster_place() { return cooperative_groups::this_cluster().block_rank(); }
 
-__device__ inline void cluster_sync() { cooperative_groups::this_cluster().sync(); }
+// Nobody passes the wait before all threads of the cluster have arrived.
+__device__ inline void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+}
+
+__device__ inline void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
 
 // Where the block at a place of the cluster has what is at `mine` in this block.
-__device__ inline const float* in_block(float* mine, int place) {
+template <class T>
+__device__ inline const T* in_block(T* mine, int place) {
   return cooperative_groups::this_cluster().map_shared_rank(mine, place);
 }
 #endif
+
+// Starts to bring global memory into the L2 cache; address and bytes are multiples of 16.
+__device__ inline void prefetch(const void* address, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(bytes));
+#endif
+}
 
 }  // namespace multilora
 

@@ -10,7 +10,7 @@ from multilora.reference import Composition
 
 HEIGHT = 32  # rows of a unit: enough to use an adapter's weights well while they are in the cache
 GPU_HEIGHTS = (16, 64)  # of a decode step and of one with prefill, as csrc/gpu_kernels.cuh knows
-GPU_PREFILL = 128  # rows of a step from which the second is taken, here and in csrc/cuda.cu
+GPU_PREFILL = 512  # rows of a step from which the second is taken, here and in csrc/cuda.cu
 
 
 class Compositions:

@@ -24,22 +24,21 @@ extern "C" void emulate(const char* way, void* y, const void* x, const void* tab
                   static_cast<int>(width),
                   static_cast<int>(inputs),
                   static_cast<int>(stride),
-                  static_cast<int>(rows)};
-  const unsigned blocks = (call.plan.num_units() + 1) * slices;  // more than there is work for
-  const unsigned threads = 32 * WARPS;
+                  static_cast<int>(rows),
+                  2};
+  const unsigned units = call.plan.num_units() + 1;  // more than there is work for
+  const unsigned threads = 32 * WARPS, groups = outputs / (call.group * WIDTH) + slices;
+  // "with few blocks": each has to take several units
+  const bool few = std::strstr(way, "with few blocks");
   if (!std::strcmp(way, "plain float32"))
     launch(plain<float>, call, {unsigned(rows), unsigned(slices)}, 256, 1);
   if (!std::strcmp(way, "plain"))
     launch(plain<__nv_bfloat16>, call, {unsigned(rows), unsigned(slices)}, 256, 1);
-  if (!std::strcmp(way, "fused decode"))
-    launch(decode_fused, call, {blocks * SPLITS, 1}, threads, SPLITS);
-  if (!std::strcmp(way, "decode")) {
-    launch(decode_shrink, call, {blocks, SPLITS}, threads, 1);
-    launch(expand_planes<DECODE_ROWS>, call, {blocks, 2}, threads, 1);
-  }
-  if (!std::strncmp(way, "prefill", 7)) {  // "with few blocks": each has to take several units
-    const unsigned launched = std::strlen(way) > 7 ? 2 : blocks;
-    launch(prefill_shrink, call, {launched, SPLITS}, threads, 1);
-    launch(expand_planes<PREFILL_ROWS>, call, {launched, 2}, threads, 1);
+  if (!std::strncmp(way, "one node", 8))
+    launch(decode_fused, call, {(few ? 2 : units * unsigned(slices) * 2) * SPLITS, 1}, threads,
+           SPLITS);
+  if (!std::strncmp(way, "two nodes", 9)) {
+    launch(shrink_planes, call, {few ? 2 : units * unsigned(slices), SPLITS}, threads, 1);
+    launch(expand_planes, call, {few ? 2 : units, groups}, threads, 1);
   }
 }

@@ -12,15 +12,18 @@
 #include <vector>
 
 #undef __device__
+#undef __host__
 #undef __global__
 #undef __launch_bounds__
 #define __device__
+#define __host__
 #define __global__
 #define __launch_bounds__(...)
 #define __CUDA_ARCH__ 900
 
 namespace multilora {
 
+using std::max;
 using std::min;
 
 struct Index {
@@ -30,6 +33,15 @@ inline Index threadIdx, blockIdx, blockDim, gridDim;
 
 struct Group {  // that waits together
   int size, arrived = 0, round = 0;
+
+  int arrive() {  // the round that this one belongs to
+    const int mine = round;
+    if (++arrived == size) {
+      arrived = 0;
+      ++round;
+    }
+    return mine;
+  }
 };
 
 constexpr int STACK = 32 << 10;  // bytes
@@ -40,6 +52,7 @@ struct Machine {
     std::unique_ptr<char[]> stack{new char[STACK]};
     Index thread, block;
     int place;  // in the cluster
+    int round = 0;  // of the cluster, at which it arrived
     bool done = false;
   };
   std::vector<Thread> threads;
@@ -54,23 +67,25 @@ inline Machine machine;
 
 inline int number() { return &*machine.current - machine.threads.data(); }
 
-inline void wait(Group& group) {
-  const int round = group.round;
-  if (++group.arrived == group.size) {
-    group.arrived = 0;
-    ++group.round;
-  }
+inline void wait_for(const Group& group, int round) {
   auto* self = machine.current;
   while (group.round == round) swapcontext(&self->context, &machine.scheduler);
 }
+inline void wait(Group& group) { wait_for(group, group.arrive()); }
 
 inline void __syncthreads() { wait(machine.blocks[machine.current->place]); }
-inline void cluster_sync() { wait(machine.cluster); }
+inline void cluster_arrive() { machine.current->round = machine.cluster.arrive(); }
+inline void cluster_wait() { wait_for(machine.cluster, machine.current->round); }
 inline int cluster_place() { return machine.current->place; }
-inline float* shared_memory() { return machine.memory[machine.current->place].data(); }
-inline const float* in_block(float* mine, int place) {
-  return machine.memory[place].data() + (mine - shared_memory());
+inline char* shared_memory() {
+  return reinterpret_cast<char*>(machine.memory[machine.current->place].data());
 }
+template <class T>
+inline const T* in_block(T* mine, int place) {
+  const char* there = reinterpret_cast<const char*>(machine.memory[place].data());
+  return reinterpret_cast<const T*>(there + (reinterpret_cast<char*>(mine) - shared_memory()));
+}
+inline void prefetch(const void*, uint32_t) {}
 template <class T>
 inline T __ldg(const T* p) {
   return *p;
