@@ -11,9 +11,8 @@ namespace multilora {
 namespace {
 
 constexpr int64_t PREFILL = 512;  // rows from which units have PREFILL_ROWS; so in batch.py
-constexpr int SHARED = 96 << 10;  // bytes that a block may have on every architecture
-constexpr int RESIDENT = 4;  // blocks of a multiprocessor
-constexpr int DECODE_GROUP = WARPS * ABREAST, PREFILL_GROUP = 16;  // panels of outputs of a block
+constexpr int RESIDENT = 4;        // blocks of a multiprocessor
+constexpr int LARGEST_GROUP = 16;  // panels of outputs of a block
 
 void check(cudaError_t status) {
   STD_TORCH_CHECK(status == cudaSuccess, "CUDA: ", cudaGetErrorString(status));
@@ -43,10 +42,9 @@ int attribute_of(int device, cudaDeviceAttr attribute) {
   return value;
 }
 
-bool fits_tiles(const Call& call, bool is_bf16, int shared) {
+bool fits_tiles(const Call& call, bool is_bf16) {
   const auto address = reinterpret_cast<uintptr_t>(call.x);
-  return is_bf16 && call.inputs % 8 == 0 && call.x_stride % 8 == 0 && address % 16 == 0 &&
-         shared <= SHARED;
+  return is_bf16 && call.inputs % 8 == 0 && call.x_stride % 8 == 0 && address % 16 == 0;
 }
 
 // `max_rank` bounds the sum of the ranks of any composition.  Inside a graph `rows` is what the graph
@@ -77,12 +75,14 @@ void apply(Tensor y, const Tensor& x, const Tensor& table, const Tensor& columns
   const bool is_decode = rows < PREFILL;
   const int tile_rows = is_decode ? DECODE_ROWS : PREFILL_ROWS;
   const int64_t units = std::min(rows, rows / tile_rows + slots.size(0));
-  const int64_t columns_bound = y.size(1) / WIDTH;
-  const int tile = TILE * pitch_of(call.stride) * sizeof(float);
-  const int bytes = parts_bytes(call.width) + EXCHANGE * sizeof(float);
-  const int fused_bytes = bytes + 2 * tile;
-  const int expand_bytes = parts_bytes(call.width) + tile_rows / TILE * tile;
-  if (!fits_tiles(call, is_bf16, std::max(fused_bytes, expand_bytes))) {
+  const int64_t panels = y.size(1) / WIDTH + call.slices;  // at least as many as there are
+  const int processors = attribute_of(device, cudaDevAttrMultiProcessorCount);
+  const int shared = attribute_of(device, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  const bool is_fused = is_decode && attribute_of(device, cudaDevAttrComputeCapabilityMajor) >= 9;
+  const int of_fused = fused_bytes(call.width * call.slices, call.stride * call.slices);
+  const int of_shrink = shrink_bytes(call.width, call.stride);
+  const int of_expand = expand_bytes(tile_rows, call.width, call.stride);
+  if (!fits_tiles(call, is_bf16) || shared < (is_fused ? of_fused : std::max(of_shrink, of_expand))) {
     const dim3 grid(rows, call.slices);
     const int plain_bytes = call.stride * sizeof(float);
     if (is_bf16)
@@ -91,21 +91,22 @@ void apply(Tensor y, const Tensor& x, const Tensor& table, const Tensor& columns
       launch(plain<float>, call, grid, 256, plain_bytes, 1, stream);
     return;
   }
-  const int threads = 32 * WARPS;
-  if (is_decode && attribute_of(device, cudaDevAttrComputeCapabilityMajor) >= 9) {
-    const int64_t resident = attribute_of(device, cudaDevAttrMultiProcessorCount) * RESIDENT / SPLITS;
-    const int64_t shares = columns_bound / (SPLITS * WARPS) + call.slices;
+  if (is_fused) {
+    const int64_t resident = processors * RESIDENT / SPLITS;
+    const int64_t shares = (panels + SPLITS * WARPS - 1) / (SPLITS * WARPS);
     const unsigned clusters = std::min(resident, units * shares);
-    launch(decode_fused, call, dim3(clusters * SPLITS), threads, fused_bytes, SPLITS, stream);
+    launch(decode_fused, call, dim3(clusters * SPLITS), THREADS, of_fused, SPLITS, stream);
     return;
   }
   const Tensor planes = torch::stable::new_empty(
       x, {SPLITS * rows * call.slices * call.stride}, ScalarType::Float);
   call.planes = static_cast<float*>(planes.data_ptr());
-  call.group = is_decode ? DECODE_GROUP : PREFILL_GROUP;
-  const unsigned groups = columns_bound / call.group + call.slices;
-  launch(shrink_planes, call, dim3(units * call.slices, SPLITS), threads, bytes, 1, stream);
-  launch(expand_planes, call, dim3(units, groups), threads, expand_bytes, 1, stream);
+  // as many blocks as run at once, unless their panels get too few or too many
+  const int64_t share = panels * (rows / tile_rows + 1) / (processors * RESIDENT);
+  call.group = std::clamp<int64_t>(share / ABREAST * ABREAST, WARPS * ABREAST / 2, LARGEST_GROUP);
+  const unsigned groups = panels / call.group + call.slices;
+  launch(shrink_planes, call, dim3(units * call.slices, SPLITS), THREADS, of_shrink, 1, stream);
+  launch(expand_planes, call, dim3(units, groups), THREADS, of_expand, 1, stream);
 }
 
 }  // namespace

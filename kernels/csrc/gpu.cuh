@@ -37,27 +37,70 @@ __device__ inline char* shared_memory() {
 #if __CUDA_ARCH__ >= 900
 __device__ inline int cluster_place() { return cooperative_groups::this_cluster().block_rank(); }
 
-// Nobody passes the wait before all threads of the cluster have arrived.
-__device__ inline void cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+__device__ inline uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-__device__ inline void cluster_wait() {
-  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+// A barrier in shared memory, which one thread of the block and the bytes that it tells of pass.
+struct Barrier {
+  uint64_t state;
+
+  __device__ void init() {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(this)));
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  __device__ void expect(uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                     shared_address(this)),
+                 "r"(bytes)
+                 : "memory");
+  }
+  // Rounds count from 0; only the last bit matters.
+  __device__ void wait(int round) {
+    uint32_t is_over = 0;
+    while (!is_over)
+      asm volatile(
+          "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+          "selp.u32 %0, 1, 0, p;\n}"
+          : "=r"(is_over)
+          : "r"(shared_address(this)), "r"(round & 1)
+          : "memory");
+  }
+};
+
+// Writes to what another block of the cluster has in the place of `mine`, and to its barrier.
+// A fence for the whole GPU, as barrier.cluster has it, would empty the L1 cache.
+__device__ inline void send(float4* mine, const float4& value, Barrier* barrier, int place) {
+  asm volatile(
+      "{\n.reg .u32 a, b;\nmapa.shared::cluster.u32 a, %0, %6;\n"
+      "mapa.shared::cluster.u32 b, %1, %6;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [a], {%2,%3,%4,%5}, [b];\n}" ::
+          "r"(shared_address(mine)),
+      "r"(shared_address(barrier)), "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w),
+      "r"(place)
+      : "memory");
 }
 
-// Where the block at a place of the cluster has what is at `mine` in this block.
-template <class T>
-__device__ inline const T* in_block(T* mine, int place) {
-  return cooperative_groups::this_cluster().map_shared_rank(mine, place);
+// Until all blocks of the cluster have come this far; says nothing of their memory.
+__device__ inline void cluster_meet() {
+  asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait;" ::: "memory");
 }
 #endif
 
-// Starts to bring global memory into the L2 cache; address and bytes are multiples of 16.
-__device__ inline void prefetch(const void* address, uint32_t bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(bytes));
-#endif
+// Sixteen bytes to shared memory, past the registers.
+__device__ inline void copy_async(void* shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+               "l"(global)
+               : "memory");
+}
+
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Until at most `left` of the thread's last commits are on their way.
+template <int left>
+__device__ inline void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(left) : "memory");
 }
 
 }  // namespace multilora

@@ -16,9 +16,9 @@ namespace multilora {
 using half2 = __nv_bfloat162;
 
 constexpr int TILE = 16;     // rows
-constexpr int BLOCKS = 4;    // of eight ranks, in one pass over the inputs
-constexpr int WIDTH = 32;    // inputs or outputs of a panel, and ranks of a pass
+constexpr int WIDTH = 32;    // inputs or outputs of a panel
 constexpr int ABREAST = 2;   // panels of outputs in one step
+constexpr int RING = 2;      // steps of outputs on their way
 
 struct Lane {
   int row, pair;  // "group" and "thread in group" of the PTX manual
@@ -27,6 +27,12 @@ struct Lane {
 
 struct Range {
   int first, last;
+};
+
+// Eight ranks of an adapter's A.
+struct Block {
+  const __nv_bfloat16* a;
+  float weight;
 };
 
 // Two floats as bfloat16, and what that left out as bfloat16: together nearly float32.
@@ -45,21 +51,33 @@ __device__ inline uint4 read(const __nv_bfloat16* at) {
   return __ldg(reinterpret_cast<const uint4*>(at));
 }
 
-template <int MOST, int STEP>
-__device__ inline void shrink_steps(const __nv_bfloat16* const (&x)[2], const __nv_bfloat16* a,
-                                    int block, int blocks, int inputs, Range panels,
-                                    float (&sum)[BLOCKS][4]) {
+// sum[b] += x A_b over some panels of inputs, of `blocks` blocks of eight ranks, MOST at most, STEP
+// panels at a time.  `x` holds the lane's rows `row` and `row + 8`, null where the tile has fewer;
+// inputs % 8 == 0.
+template <int MOST, int STEP, int N>
+__device__ inline void shrink_steps(const __nv_bfloat16* const (&x)[2], const Block* list,
+                                    int blocks, int inputs, Range panels, float (&sum)[N][4]) {
   const Lane lane;
+  const __nv_bfloat16* a[MOST];
+#pragma unroll
+  for (int b = 0; b < MOST; ++b)
+    a[b] = list[min(b, blocks - 1)].a + lane.row * WIDTH + lane.pair * 8;
+#ifdef PFA
+  if (N == 8 && lane.pair == 0 && lane.row % 2 == 0)
+    for (int p = panels.first + STEP; p < panels.last; ++p)
+#pragma unroll
+      for (int b = 0; b < MOST; ++b)
+        if (b < blocks) asm volatile("prefetch.global.L2 [%0];" ::"l"(a[b] + p * 8 * WIDTH));
+#endif
   for (int p = panels.first; p < panels.last; p += STEP) {
     uint4 v[STEP][2], w[STEP][MOST];
 #pragma unroll
     for (int i = 0; i < STEP; ++i) {
       const int k = (p + i) * WIDTH + lane.pair * 8;
-      const __nv_bfloat16* at = a + (p + i) * 8 * WIDTH + lane.row * WIDTH + lane.pair * 8;
       const bool inside = p + i < panels.last;
 #pragma unroll
       for (int b = 0; b < MOST; ++b)
-        w[i][b] = inside && b < blocks ? read(at + b * block) : uint4{0, 0, 0, 0};
+        w[i][b] = inside && b < blocks ? read(a[b] + (p + i) * 8 * WIDTH) : uint4{0, 0, 0, 0};
 #pragma unroll
       for (int h = 0; h < 2; ++h)
         v[i][h] = inside && x[h] && k < inputs ? read(x[h] + k) : uint4{0, 0, 0, 0};
@@ -74,78 +92,64 @@ __device__ inline void shrink_steps(const __nv_bfloat16* const (&x)[2], const __
   }
 }
 
-// sum[b] += x A_b over some panels of inputs, of `blocks` blocks of eight ranks that are `block`
-// elements apart.  `x` holds the lane's rows `row` and `row + 8`, null where the tile has fewer;
-// inputs % 8 == 0.
-__device__ inline void shrink_tile(const __nv_bfloat16* const (&x)[2], const __nv_bfloat16* a,
-                                   int block, int blocks, int inputs, Range panels,
-                                   float (&sum)[BLOCKS][4]) {
+// The same with the more panels at a time, the fewer blocks there are.
+template <int N>
+__device__ inline void shrink_tile(const __nv_bfloat16* const (&x)[2], const Block* list,
+                                   int blocks, int inputs, Range panels, float (&sum)[N][4]) {
   if (blocks == 1)
-    shrink_steps<1, 4>(x, a, block, blocks, inputs, panels, sum);
+    shrink_steps<1, 4>(x, list, blocks, inputs, panels, sum);
   else if (blocks == 2)
-    shrink_steps<2, 3>(x, a, block, blocks, inputs, panels, sum);
+    shrink_steps<2, N == 4 ? 4 : 3>(x, list, blocks, inputs, panels, sum);
+  else if (N == 4 || blocks <= 4)
+    shrink_steps<4, 2>(x, list, blocks, inputs, panels, sum);
   else
-    shrink_steps<BLOCKS, 2>(x, a, block, blocks, inputs, panels, sum);
+    shrink_steps<N, 1>(x, list, blocks, inputs, panels, sum);
 }
 
-// sum[n][q] += s B for `panels` panels of 32 outputs from `panel` on, and one part; s is
-// (16, pitch) in shared memory.
-__device__ inline void expand_tile(const float* s, int pitch, const __nv_bfloat16* b, int rank,
-                                   int panel, int panels, float (&sum)[ABREAST][4][4]) {
+// sum[n][q] += s B for sixteen ranks (or the last eight) of ABREAST panels of 32 outputs; s is
+// (16, pitch) in shared memory, and w[n] has the lane's share of B.
+__device__ inline void expand_tile(const float* s, int pitch, bool is_half,
+                                   const uint4 (&w)[ABREAST][2], float (&sum)[ABREAST][4][4]) {
   const Lane lane;
   const float *top = s + lane.row * pitch + 2 * lane.pair, *bottom = top + 8 * pitch;
-  const __nv_bfloat16* at =
-      b + static_cast<int64_t>(panel) * rank * WIDTH + (lane.pair * WIDTH + lane.row * 4) * 2;
-  for (int r = 0; r < rank; r += 16, at += 16 * WIDTH) {
-    const bool both = r + 8 < rank;
-    uint4 w[ABREAST][2];
+  const Split a0(top), a1(bottom);
+  if (is_half) {
 #pragma unroll
     for (int n = 0; n < ABREAST; ++n) {
-      w[n][0] = n < panels ? read(at + n * rank * WIDTH) : uint4{0, 0, 0, 0};
-      w[n][1] = n < panels && both ? read(at + (n * rank + 8) * WIDTH) : uint4{0, 0, 0, 0};
+      const uint32_t w0[4] = {w[n][0].x, w[n][0].y, w[n][0].z, w[n][0].w};
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        mma8(sum[n][q], a0.high, a1.high, w0[q]);
+        mma8(sum[n][q], a0.low, a1.low, w0[q]);
+      }
     }
-    const Split a0(top + r), a1(bottom + r);
-    if (both) {
-      const Split a2(top + r + 8), a3(bottom + r + 8);
+    return;
+  }
+  const Split a2(top + 8), a3(bottom + 8);
 #pragma unroll
-      for (int n = 0; n < ABREAST; ++n) {
-        const uint32_t w0[4] = {w[n][0].x, w[n][0].y, w[n][0].z, w[n][0].w};
-        const uint32_t w1[4] = {w[n][1].x, w[n][1].y, w[n][1].z, w[n][1].w};
+  for (int n = 0; n < ABREAST; ++n) {
+    const uint32_t w0[4] = {w[n][0].x, w[n][0].y, w[n][0].z, w[n][0].w};
+    const uint32_t w1[4] = {w[n][1].x, w[n][1].y, w[n][1].z, w[n][1].w};
 #pragma unroll
-        for (int q = 0; q < 4; ++q) {
-          mma16(sum[n][q], a0.high, a1.high, a2.high, a3.high, w0[q], w1[q]);
-          mma16(sum[n][q], a0.low, a1.low, a2.low, a3.low, w0[q], w1[q]);
-        }
-      }
-    } else {
-#pragma unroll
-      for (int n = 0; n < ABREAST; ++n) {
-        const uint32_t w0[4] = {w[n][0].x, w[n][0].y, w[n][0].z, w[n][0].w};
-#pragma unroll
-        for (int q = 0; q < 4; ++q) {
-          mma8(sum[n][q], a0.high, a1.high, w0[q]);
-          mma8(sum[n][q], a0.low, a1.low, w0[q]);
-        }
-      }
+    for (int q = 0; q < 4; ++q) {
+      mma16(sum[n][q], a0.high, a1.high, a2.high, a3.high, w0[q], w1[q]);
+      mma16(sum[n][q], a0.low, a1.low, a2.low, a3.low, w0[q], w1[q]);
     }
   }
 }
 
-// The lane's eight neighbouring outputs of one row in one panel, read before their sums are there.
+// The lane's eight neighbouring outputs of one row in one panel; a slice may have fewer of them.
 struct Outputs {
-  __nv_bfloat16* y = nullptr;  // null where there is nothing to add to
-  int count = 0;               // less than eight at the end of a slice
-  bool whole = false;
-  uint4 words;
+  __nv_bfloat16* y;  // null where there is nothing to add to
+  int count;
 
-  __device__ void find(__nv_bfloat16* at, int columns) {
-    y = at;
-    count = columns;
-    whole = count >= 8 && reinterpret_cast<uintptr_t>(y) % 16 == 0;
-    if (whole) words = *reinterpret_cast<const uint4*>(y);
+  __device__ bool are_whole() const { return count >= 8 && reinterpret_cast<uintptr_t>(y) % 16 == 0; }
+
+  // What is there, read before the sums are known; as far as one load gives it.
+  __device__ uint4 load() const {
+    return y && are_whole() ? *reinterpret_cast<const uint4*>(y) : uint4{0, 0, 0, 0};
   }
-
-  __device__ void add(const float (&sum)[4][4], int half) {
+  __device__ void add(uint4 words, const float (&sum)[4][4], int half) const {
     if (!y) return;
     float out[8];
 #pragma unroll
@@ -153,7 +157,7 @@ struct Outputs {
       out[q] = sum[q][2 * half];
       out[q + 4] = sum[q][2 * half + 1];
     }
-    if (whole) {
+    if (are_whole()) {
       auto* pairs = reinterpret_cast<half2*>(&words);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -33,15 +34,6 @@ inline Index threadIdx, blockIdx, blockDim, gridDim;
 
 struct Group {  // that waits together
   int size, arrived = 0, round = 0;
-
-  int arrive() {  // the round that this one belongs to
-    const int mine = round;
-    if (++arrived == size) {
-      arrived = 0;
-      ++round;
-    }
-    return mine;
-  }
 };
 
 constexpr int STACK = 32 << 10;  // bytes
@@ -52,7 +44,6 @@ struct Machine {
     std::unique_ptr<char[]> stack{new char[STACK]};
     Index thread, block;
     int place;  // in the cluster
-    int round = 0;  // of the cluster, at which it arrived
     bool done = false;
   };
   std::vector<Thread> threads;
@@ -67,25 +58,58 @@ inline Machine machine;
 
 inline int number() { return &*machine.current - machine.threads.data(); }
 
-inline void wait_for(const Group& group, int round) {
+inline void wait(Group& group) {
+  const int round = group.round;
+  if (++group.arrived == group.size) {
+    group.arrived = 0;
+    ++group.round;
+  }
   auto* self = machine.current;
   while (group.round == round) swapcontext(&self->context, &machine.scheduler);
 }
-inline void wait(Group& group) { wait_for(group, group.arrive()); }
 
 inline void __syncthreads() { wait(machine.blocks[machine.current->place]); }
-inline void cluster_arrive() { machine.current->round = machine.cluster.arrive(); }
-inline void cluster_wait() { wait_for(machine.cluster, machine.current->round); }
+inline void cluster_meet() { wait(machine.cluster); }
 inline int cluster_place() { return machine.current->place; }
 inline char* shared_memory() {
   return reinterpret_cast<char*>(machine.memory[machine.current->place].data());
 }
 template <class T>
-inline const T* in_block(T* mine, int place) {
-  const char* there = reinterpret_cast<const char*>(machine.memory[place].data());
-  return reinterpret_cast<const T*>(there + (reinterpret_cast<char*>(mine) - shared_memory()));
+inline T* in_block(T* mine, int place) {
+  char* there = reinterpret_cast<char*>(machine.memory[place].data());
+  return reinterpret_cast<T*>(there + (reinterpret_cast<char*>(mine) - shared_memory()));
 }
-inline void prefetch(const void*, uint32_t) {}
+
+struct Barrier {
+  int bytes;
+  short pending, round;
+
+  void init() { *this = {0, 1, 0}; }
+  void expect(int more) {
+    bytes += more;
+    --pending;
+    pass();
+  }
+  void pass() {
+    if (bytes || pending) return;
+    pending = 1;
+    ++round;
+  }
+  void wait(int passed) {
+    while ((round ^ passed) % 2 == 0) swapcontext(&machine.current->context, &machine.scheduler);
+  }
+};
+
+inline void send(float4* mine, const float4& value, Barrier* barrier, int place) {
+  *in_block(mine, place) = value;
+  Barrier& told = *in_block(barrier, place);
+  told.bytes -= sizeof(value);
+  told.pass();
+}
+inline void copy_async(void* shared, const void* global) { std::memcpy(shared, global, 16); }
+inline void commit_copies() {}
+template <int left>
+inline void wait_copies() {}
 template <class T>
 inline T __ldg(const T* p) {
   return *p;
@@ -156,7 +180,7 @@ inline void enter() {
 inline void run_cluster(Index first, int size) {
   const int threads = blockDim.x, all = size * threads;
   machine.threads = std::vector<Machine::Thread>(all);
-  machine.memory.assign(size, std::vector<float>(24 << 10, NAN));
+  machine.memory.assign(size, std::vector<float>(48 << 10, NAN));
   machine.warps.assign(all / 32, {32});
   machine.blocks.assign(size, {threads});
   machine.cluster = {all};
