@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <algorithm>
+#include <cstdio>
 
 #include "gpu_kernels.cuh"
 #include "ops.h"
@@ -11,35 +12,59 @@ namespace multilora {
 namespace {
 
 constexpr int64_t PREFILL = 512;  // rows from which units have PREFILL_ROWS; so in batch.py
-constexpr int RESIDENT = 4;        // blocks of a multiprocessor
+constexpr int RESIDENT = 4;        // blocks of a multiprocessor in prefill
 constexpr int LARGEST_GROUP = 16;  // panels of outputs of a block
 
 void check(cudaError_t status) {
   STD_TORCH_CHECK(status == cudaSuccess, "CUDA: ", cudaGetErrorString(status));
 }
 
-template <class Kernel>
-void launch(Kernel kernel, const Call& call, dim3 grid, int threads, int shared, int cluster,
-            cudaStream_t stream) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = cluster;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+struct Launch {
   cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = cluster > 1;
-  check(cudaLaunchKernelEx(&config, kernel, call));
-}
+  cudaLaunchAttribute attribute{};
+
+  Launch(dim3 grid, int threads, int shared, cudaStream_t stream, int cluster = 1) {
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared;
+    config.stream = stream;
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = cluster;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    config.attrs = &attribute;
+    config.numAttrs = cluster > 1;
+  }
+  Launch(const Launch&) = delete;
+
+  template <class Kernel>
+  void operator()(Kernel kernel, const Call& call) const {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               config.dynamicSmemBytes));
+    check(cudaLaunchKernelEx(&config, kernel, call));
+  }
+};
 
 int attribute_of(int device, cudaDeviceAttr attribute) {
   int value = 0;
   check(cudaDeviceGetAttribute(&value, attribute, device));
   return value;
+}
+
+// How many clusters of decode_fused run at once.  The driver takes its time to say, so the last
+// answer is kept.
+int64_t clusters_at_once(int device, int shared) {
+  static thread_local int of_device = -1, of_shared = -1, clusters = 0;
+  if (device != of_device || shared != of_shared) {
+    const Launch launch(dim3(SPLITS), THREADS, shared, nullptr, SPLITS);
+    check(cudaFuncSetAttribute(decode_fused, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+    check(cudaOccupancyMaxActiveClusters(&clusters, decode_fused, &launch.config));
+    of_device = device;
+    of_shared = shared;
+#ifdef TELL
+    fprintf(stderr, "clusters at once %d with %d bytes\n", clusters, shared);
+#endif
+  }
+  return clusters;
 }
 
 bool fits_tiles(const Call& call, bool is_bf16) {
@@ -79,23 +104,23 @@ void apply(Tensor y, const Tensor& x, const Tensor& table, const Tensor& columns
   const int processors = attribute_of(device, cudaDevAttrMultiProcessorCount);
   const int shared = attribute_of(device, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   const bool is_fused = is_decode && attribute_of(device, cudaDevAttrComputeCapabilityMajor) >= 9;
-  const int of_fused = fused_bytes(call.width * call.slices, call.stride * call.slices);
+  const int of_fused = fused_bytes(call.slices, call.width, call.stride);
   const int of_shrink = shrink_bytes(call.width, call.stride);
   const int of_expand = expand_bytes(tile_rows, call.width, call.stride);
   if (!fits_tiles(call, is_bf16) || shared < (is_fused ? of_fused : std::max(of_shrink, of_expand))) {
     const dim3 grid(rows, call.slices);
     const int plain_bytes = call.stride * sizeof(float);
     if (is_bf16)
-      launch(plain<__nv_bfloat16>, call, grid, 256, plain_bytes, 1, stream);
+      Launch(grid, 256, plain_bytes, stream)(plain<__nv_bfloat16>, call);
     else
-      launch(plain<float>, call, grid, 256, plain_bytes, 1, stream);
+      Launch(grid, 256, plain_bytes, stream)(plain<float>, call);
     return;
   }
   if (is_fused) {
-    const int64_t resident = processors * RESIDENT / SPLITS;
+    const int64_t resident = clusters_at_once(device, of_fused);
     const int64_t shares = (panels + SPLITS * WARPS - 1) / (SPLITS * WARPS);
     const unsigned clusters = std::min(resident, units * shares);
-    launch(decode_fused, call, dim3(clusters * SPLITS), THREADS, of_fused, SPLITS, stream);
+    Launch(dim3(clusters * SPLITS), THREADS, of_fused, stream, SPLITS)(decode_fused, call);
     return;
   }
   const Tensor planes = torch::stable::new_empty(
@@ -105,8 +130,8 @@ void apply(Tensor y, const Tensor& x, const Tensor& table, const Tensor& columns
   const int64_t share = panels * (rows / tile_rows + 1) / (processors * RESIDENT);
   call.group = std::clamp<int64_t>(share / ABREAST * ABREAST, WARPS * ABREAST / 2, LARGEST_GROUP);
   const unsigned groups = panels / call.group + call.slices;
-  launch(shrink_planes, call, dim3(units * call.slices, SPLITS), THREADS, of_shrink, 1, stream);
-  launch(expand_planes, call, dim3(units, groups), THREADS, of_expand, 1, stream);
+  Launch(dim3(units * call.slices, SPLITS), THREADS, of_shrink, stream)(shrink_planes, call);
+  Launch(dim3(units, groups), THREADS, of_expand, stream)(expand_planes, call);
 }
 
 }  // namespace

@@ -21,8 +21,9 @@ namespace {
 constexpr int SPLITS = 8;  // of the inputs: blocks of a cluster, or planes
 constexpr int WARPS = 4;   // chunks of a split
 constexpr int THREADS = 32 * WARPS;
+constexpr int DECODE_BLOCKS = 4;  // of a multiprocessor
 constexpr int DECODE_ROWS = TILE, PREFILL_ROWS = WARPS * TILE;
-constexpr int TOGETHER = 8, ALONE = 4;  // blocks of eight ranks in one pass over the inputs
+constexpr int TOGETHER = 4, ALONE = 4;  // blocks of eight ranks in one pass over the inputs
 constexpr int EXCHANGE_PITCH = 8 * TOGETHER + 8;
 constexpr int EXCHANGE = WARPS * TILE * EXCHANGE_PITCH;  // floats in which the warps add up
 
@@ -46,23 +47,31 @@ __device__ int panels_of(const Call& call, int slice) {
 // One adapter of a composition in one slice.
 struct Part {
   const __nv_bfloat16 *a, *b;
-  int rank;    // 0 where it has nothing for this slice
-  int before;  // ranks of the parts before it, in all slices of the work
+  int rank;  // 0 where it has nothing for this slice
   float weight;
 };
 
-// What a block has in shared memory besides floats.
+// What a block finds out about a work, in shared memory.
 struct Found {
-  Part* parts;   // of each slice of the work
+  Part* parts;    // of each slice
   Block* blocks;  // of all parts, one after the other
+  Step* steps;    // likewise
+  int* first;     // step of each slice, and behind the last
+
+  __host__ __device__ static constexpr int aligned(int bytes) { return (bytes + 15) / 16 * 16; }
+  __host__ __device__ static constexpr int bytes(int slices, int width, int rank) {
+    return aligned(slices * width * static_cast<int>(sizeof(Part))) +
+           rank / 8 * static_cast<int>(sizeof(Block) + sizeof(Step)) +
+           aligned((slices + 1) * static_cast<int>(sizeof(int)));
+  }
+  __device__ Found(char* memory, int slices, int width, int rank) {
+    parts = reinterpret_cast<Part*>(memory);
+    blocks = reinterpret_cast<Block*>(
+        memory += aligned(slices * width * static_cast<int>(sizeof(Part))));
+    steps = reinterpret_cast<Step*>(memory += rank / 8 * sizeof(Block));
+    first = reinterpret_cast<int*>(memory + rank / 8 * sizeof(Step));
+  }
 };
-
-__host__ __device__ constexpr int aligned(int bytes) { return (bytes + 15) / 16 * 16; }
-
-__host__ __device__ constexpr int found_bytes(int parts, int rank) {
-  return aligned(parts * static_cast<int>(sizeof(Part))) +
-         aligned(rank / 8 * static_cast<int>(sizeof(Block)));
-}
 
 // Rows of one composition, and the slices that a block or a cluster works on.
 struct Work {
@@ -71,34 +80,37 @@ struct Work {
 
   __device__ int row(const Call& call, int i) const { return call.plan.order()[unit.first + i]; }
   __device__ bool is_low() const { return unit.rows <= TILE; }
-  __device__ const Part* parts(const Call& call, const Found& found, int slice) const {
-    return found.parts + (slice - first_slice) * call.width;
-  }
 
   // Lets every thread of the block see the parts; returns the sum of their ranks.
   __device__ int find(const Call& call, const Found& found) const {
     const int count = (last_slice - first_slice) * call.width;
-    __syncthreads();
     for (int p = threadIdx.x; p < count; p += blockDim.x) {
       const int at = unit.composition * call.width + p % call.width, slot = call.slots[at];
       Descriptor one{0, 0, 0};
       if (slot >= 0) one = call.table[slot * call.slices + first_slice + p / call.width];
       found.parts[p] = {reinterpret_cast<const __nv_bfloat16*>(one.a),
                         reinterpret_cast<const __nv_bfloat16*>(one.b), static_cast<int>(one.rank),
-                        0, call.weights[at]};
+                        call.weights[at]};
     }
     __syncthreads();
-    const int64_t size = static_cast<int64_t>((call.inputs + WIDTH - 1) / WIDTH) * 8 * WIDTH;
-    int sum = 0;
+    int ranks = 0, steps = 0;
     for (int p = 0; p < count; ++p) {
       const Part& part = found.parts[p];
-      if (p % blockDim.x == threadIdx.x) found.parts[p].before = sum;
-      for (int r = threadIdx.x; r < part.rank / 8; r += blockDim.x)
-        found.blocks[sum / 8 + r] = {part.a + r * size, part.weight};
-      sum += part.rank;
+      if (p % blockDim.x == threadIdx.x) {
+        const int64_t size = static_cast<int64_t>((call.inputs + WIDTH - 1) / WIDTH) * 8 * WIDTH;
+        for (int r = 0; r < part.rank / 8; ++r)
+          found.blocks[ranks / 8 + r] = {part.a + r * size, part.weight};
+        for (int r = 0; r < part.rank; r += 16)
+          found.steps[steps + r / 16] = {part.b + r * WIDTH, part.rank,
+                                         static_cast<short>(ranks + r), r + 8 >= part.rank};
+        if (p % call.width == 0) found.first[p / call.width] = steps;
+      }
+      ranks += part.rank;
+      steps += (part.rank + 15) / 16;
     }
+    if (threadIdx.x == 0) found.first[count / call.width] = steps;
     __syncthreads();
-    return sum;
+    return ranks;
   }
 };
 
@@ -200,166 +212,128 @@ __device__ void shrink_alone(const Call& call, const Work& work, const Block* li
   }
 }
 
-// The outputs of a warp.
-struct Panels {
-  Range all;         // counted over all slices of the call
-  int before;        // those of the slices before the first of the work
-  int offset, step;  // which of them are the warp's, in each slice
-};
+// The outputs of a warp in one slice, for sixteen rows of a unit.  B and y come RING steps before
+// their use; each lane copies what it will need itself, so it has nobody but its copies to wait for.
+struct Expansion {
+  static constexpr int SLOTS = ABREAST * 2;  // of a step in B, and of a panel in y
 
-// Where a warp stands in its outputs: sixteen ranks of ABREAST panels in each step.
-struct Cursor {
-  int slice, before, panel, last, part = 0, rank = 0;
+  const Step* steps;
+  int count;                    // of them for each panel
+  Range panels;                 // from the warp's first on
+  int stride;                   // to the next of the warp's
+  __nv_bfloat16* y[2];          // the lane's two rows of the slice, null where the tile has fewer
+  int columns;
+  uint4* ring;                  // [RING][SLOTS] of B, then [2][SLOTS] of y, for each thread
+  int panel, k = 0, place = 0;  // of the next copy
+  int y_place = 0;
 
-  __device__ Cursor(const Call& call, const Work& work, const Found& found, const Panels& mine)
-      : slice(work.first_slice), before(mine.before) {
-    find_panel(call, work, found, mine);
-  }
-  __device__ bool is_done(const Work& work) const { return slice >= work.last_slice; }
-
-  // A part from the current one on, that has ranks.
-  __device__ bool find_part(const Call& call, const Part* parts) {
-    while (part < call.width && !parts[part].rank) ++part;
-    return part < call.width;
-  }
-  __device__ void find_panel(const Call& call, const Work& work, const Found& found,
-                             const Panels& mine) {
-    for (; !is_done(work); ++slice) {
-      const int panels = panels_of(call, slice);
-      panel = max(mine.all.first - before, 0) + mine.offset;
-      last = min(mine.all.last - before, panels);
-      before += panels;
-      part = 0;
-        if (panel < last && find_part(call, work.parts(call, found, slice))) return;
+  __device__ Expansion(const Call& call, const Work& work, const Found& found, int slice,
+                       int first_row, Range panels, int stride, uint4* ring)
+      : panels(panels), stride(stride), ring(ring), panel(panels.first) {
+    const Lane lane;
+    const int first = found.first[slice - work.first_slice];
+    steps = found.steps + first;
+    count = found.first[slice - work.first_slice + 1] - first;
+    const int offset = call.columns[slice];
+    columns = call.columns[slice + 1] - offset;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int i = first_row + lane.row + 8 * h;
+      y[h] = i < work.unit.rows ? static_cast<__nv_bfloat16*>(call.y) +
+                                      work.row(call, i) * call.y_stride + offset
+                                : nullptr;
     }
+    if (!count) this->panels.last = panels.first;
+    for (int i = 0; i < RING; ++i) copy();
   }
-  // Returns whether the panels are done.
-  __device__ bool next(const Call& call, const Work& work, const Found& found,
-                       const Panels& mine) {
-    const Part* parts = work.parts(call, found, slice);
-    rank += 16;
-    if (rank < parts[part].rank) return false;
-    rank = 0;
-    ++part;
-    if (find_part(call, parts)) return false;
-    part = 0;
-    panel += mine.step;
-    if (panel < last) {
-      find_part(call, parts);
-    } else {
-      ++slice;
-      find_panel(call, work, found, mine);
-    }
-    return true;
+  __device__ uint4* slot(int of) const { return ring + of * THREADS + threadIdx.x; }
+  __device__ int column(int panel) const { return panel * WIDTH + Lane().pair * 8; }
+  __device__ bool are_whole(int h, int column) const {
+    return column + 8 <= columns && reinterpret_cast<uintptr_t>(y[h]) % 16 == 0;
   }
-};
+  __device__ bool has(int h, int panel) const { return y[h] && panel < panels.last; }
 
-// Brings the steps of a warp's outputs from memory, RING steps before their use.  Each lane copies
-// what it will need itself, so there is nobody to wait for but the copies.
-struct Ahead {
-  Cursor cursor;
-  uint4* slots;  // [RING][ABREAST][2][THREADS]
-  int place = 0;
-
-  __device__ void copy(const Call& call, const Work& work, const Found& found,
-                       const Panels& mine) {
-    if (!cursor.is_done(work)) {
+  __device__ void copy() {
+    if (panel < panels.last) {
       const Lane lane;
-      const Part& part = work.parts(call, found, cursor.slice)[cursor.part];
-      const __nv_bfloat16* at =
-          part.b + (static_cast<int64_t>(cursor.panel) * part.rank + cursor.rank) * WIDTH +
-          (lane.pair * WIDTH + lane.row * 4) * 2;
+      const Step step = steps[k];
+      const __nv_bfloat16* at = step.b + static_cast<int64_t>(panel) * step.rank * WIDTH +
+                                (lane.pair * WIDTH + lane.row * 4) * 2;
 #pragma unroll
-      for (int n = 0; n < ABREAST; ++n)
+      for (int n = 0; n < ABREAST; ++n) {
+        if (panel + n >= panels.last) break;
+        copy_async(slot(place * SLOTS + n * 2), at + n * step.rank * WIDTH);
+        if (!step.is_half)
+          copy_async(slot(place * SLOTS + n * 2 + 1), at + (n * step.rank + 8) * WIDTH);
+      }
+      if (k == 0) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half)
-          if (cursor.panel + n < cursor.last && cursor.rank + half * 8 < part.rank)
-            copy_async(slot(place, n, half), at + (n * part.rank + half * 8) * WIDTH);
-      cursor.next(call, work, found, mine);
+        for (int n = 0; n < ABREAST; ++n)
+#pragma unroll
+          for (int h = 0; h < 2; ++h)
+            if (has(h, panel + n) && are_whole(h, column(panel + n)))
+              copy_async(slot((RING + y_place) * SLOTS + n * 2 + h), y[h] + column(panel + n));
+        y_place ^= 1;
+      }
+      if (++k == count) {
+        k = 0;
+        panel += stride;
+      }
     }
     commit_copies();
     place = (place + 1) % RING;
   }
-  __device__ void start(const Call& call, const Work& work, const Found& found,
-                        const Panels& mine) {
-    for (int i = 0; i < RING; ++i) copy(call, work, found, mine);
+
+  // y += s B, where s is (16, pitch).
+  __device__ void run(const float* s, int pitch, bool is_low) {
+    for (int now = panels.first, parity = 0; now < panels.last; now += stride, parity ^= 1) {
+      float sum[ABREAST][4][4] = {};
+      for (int i = 0; i < count; ++i) {
+        const Step step = steps[i];
+        wait_copies<RING - 1>();
+        uint4 w[ABREAST][2];
+#pragma unroll
+        for (int n = 0; n < ABREAST; ++n)
+#pragma unroll
+          for (int half = 0; half < 2; ++half) w[n][half] = *slot(place * SLOTS + n * 2 + half);
+        expand_tile(s + step.at, pitch, step.is_half, is_low, w, sum);
+        if (i + 1 == count) add(now, parity, sum);
+        copy();
+      }
+    }
   }
-  __device__ uint4* slot(int step, int n, int half) const {
-    return slots + ((step * ABREAST + n) * 2 + half) * THREADS + threadIdx.x;
+  __device__ void add(int panel, int parity, const float (&sum)[ABREAST][4][4]) const {
+#pragma unroll
+    for (int n = 0; n < ABREAST; ++n)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int at = column(panel + n);
+        if (has(h, panel + n))
+          add_outputs(y[h] + at, columns - at, are_whole(h, at),
+                      *slot((RING + parity) * SLOTS + n * 2 + h), sum[n], h);
+      }
   }
 };
-
-// Outputs of some panels for sixteen rows of a unit, whose s is (16, pitch).
-__device__ void expand(const Call& call, const Work& work, const Found& found, const float* s,
-                       int pitch, int first_row, const Panels& mine, Ahead& ahead) {
-  const Lane lane;
-  Cursor now(call, work, found, mine);
-  __nv_bfloat16* y[2];
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int i = first_row + lane.row + 8 * h;
-    y[h] = i < work.unit.rows
-               ? static_cast<__nv_bfloat16*>(call.y) + work.row(call, i) * call.y_stride
-               : nullptr;
-  }
-  while (!now.is_done(work)) {
-    const int slice = now.slice, panel = now.panel, last = now.last;
-    const auto outputs = [&](int n, int h) -> Outputs {
-      const int offset = call.columns[slice], columns = call.columns[slice + 1] - offset;
-      const int column = (panel + n) * WIDTH + lane.pair * 8;
-      if (!y[h] || panel + n >= last) return {nullptr, 0};
-      return {y[h] + offset + column, columns - column};
-    };
-    uint4 old[ABREAST][2];
-#pragma unroll
-    for (int n = 0; n < ABREAST; ++n)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) old[n][h] = outputs(n, h).load();
-    float sum[ABREAST][4][4] = {};
-    for (bool is_done = false; !is_done;) {
-      const Part& part = work.parts(call, found, now.slice)[now.part];
-      const float* at = s + part.before + now.rank;
-      const bool is_half = now.rank + 8 >= part.rank;
-      is_done = now.next(call, work, found, mine);
-      wait_copies<RING - 1>();
-      uint4 w[ABREAST][2];
-#pragma unroll
-      for (int n = 0; n < ABREAST; ++n)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) w[n][half] = *ahead.slot(ahead.place, n, half);
-      ahead.copy(call, work, found, mine);
-      expand_tile(at, pitch, is_half, w, sum);
-    }
-#pragma unroll
-    for (int n = 0; n < ABREAST; ++n)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) outputs(n, h).add(old[n][h], sum[n], h);
-  }
-}
 
 __host__ __device__ constexpr int tile_bytes(int rows, int rank) {
   return rows * pitch_of(rank) * static_cast<int>(sizeof(float));
 }
 
 constexpr int BARRIER_BYTES = 16;
-constexpr int RING_BYTES = RING * ABREAST * 2 * THREADS * static_cast<int>(sizeof(uint4));
+constexpr int RING_BYTES = (RING + 2) * ABREAST * 2 * THREADS * static_cast<int>(sizeof(uint4));
 constexpr int EXCHANGE_BYTES = EXCHANGE * static_cast<int>(sizeof(float));
 
-// `parts` and `rank` bound those of a work.
-__host__ __device__ constexpr int fused_bytes(int parts, int rank) {
-  return BARRIER_BYTES + found_bytes(parts, rank) + 2 * tile_bytes(TILE, rank) + EXCHANGE_BYTES +
-         RING_BYTES;
+// `rank` bounds that of a composition in a slice.
+__host__ __device__ constexpr int fused_bytes(int slices, int width, int rank) {
+  return BARRIER_BYTES + Found::aligned((slices + 1) * static_cast<int>(sizeof(int))) +
+         Found::bytes(slices, width, slices * rank) + 2 * tile_bytes(TILE, slices * rank) +
+         (RING_BYTES > EXCHANGE_BYTES ? RING_BYTES : EXCHANGE_BYTES);
 }
-__host__ __device__ constexpr int shrink_bytes(int parts, int rank) {
-  return found_bytes(parts, rank) + EXCHANGE_BYTES;
+__host__ __device__ constexpr int shrink_bytes(int width, int rank) {
+  return Found::bytes(1, width, rank) + EXCHANGE_BYTES;
 }
-__host__ __device__ constexpr int expand_bytes(int rows, int parts, int rank) {
-  return found_bytes(parts, rank) + tile_bytes(rows, rank) + RING_BYTES;
-}
-
-__device__ Found found_in(char* memory, int parts) {
-  return {reinterpret_cast<Part*>(memory),
-          reinterpret_cast<Block*>(memory + aligned(parts * static_cast<int>(sizeof(Part))))};
+__host__ __device__ constexpr int expand_bytes(int rows, int width, int rank) {
+  return Found::bytes(1, width, rank) + tile_bytes(rows, rank) + RING_BYTES;
 }
 
 // What a cluster works on: a share of the outputs of a unit.  Where there are few units they have
@@ -367,51 +341,61 @@ __device__ Found found_in(char* memory, int parts) {
 struct Item {
   Work work;
   Range panels;  // of this block, over all slices
-  int before = 0;  // panels of the slices before the first
 
-  __device__ Item(const Call& call, int index, int units, int shares, int place)
+  // `ends` holds the panels of all slices before each, and of all.
+  __device__ Item(const Call& call, const int* ends, int index, int units, int shares, int place)
       : work{call.plan.unit(index % units), 0, 0} {
-    int all = 0;
-    for (int s = 0; s < call.slices; ++s) all += panels_of(call, s);
+    const int all = ends[call.slices];
     const int size = max(WARPS, (all + shares * SPLITS - 1) / (shares * SPLITS));
     const int first = min(all, index / units * SPLITS * size);
     const int last = min(all, first + SPLITS * size);
     panels = {min(last, first + place * size), min(last, first + (place + 1) * size)};
-    for (int end = 0; work.last_slice < call.slices && end < last; ++work.last_slice) {
-      end += panels_of(call, work.last_slice);
-      if (end > first) continue;
-      work.first_slice = work.last_slice + 1;
-      before = end;
-    }
-    if (first == last) work.first_slice = work.last_slice;
+    for (; work.last_slice < call.slices && ends[work.last_slice] < last; ++work.last_slice)
+      if (ends[work.last_slice + 1] <= first) ++work.first_slice;
+    if (first == last) work.last_slice = work.first_slice;
   }
-  __device__ bool is_empty() const { return work.first_slice >= work.last_slice; }
+  __device__ bool is_empty() const { return work.first_slice == work.last_slice; }
+
+  // A warp's share of the panels of a slice, counted in it.
+  __device__ Range in(const int* ends, int slice) const {
+    const int first = max(panels.first, ends[slice]) + threadIdx.x / 32 * ABREAST;
+    return {first - ends[slice], min(panels.last, ends[slice + 1]) - ends[slice]};
+  }
 };
 
 // Decode in one node: blockIdx.x = cluster * SPLITS + place in it.  Of the sums over the splits each
 // block adds up every eighth quad, and sends it to all.
-__global__ void __launch_bounds__(THREADS, 4) decode_fused(const Call call) {
+__global__ void __launch_bounds__(THREADS, DECODE_BLOCKS) decode_fused(const Call call) {
 #if __CUDA_ARCH__ >= 900
   char* memory = shared_memory();
-  const int parts = call.width * call.slices, most_rank = call.stride * call.slices;
+  const int most_rank = call.stride * call.slices;
   auto* barriers = reinterpret_cast<Barrier*>(memory);
   Barrier *staged = barriers, *summed = barriers + 1;
-  const Found found = found_in(memory += BARRIER_BYTES, parts);
-  memory += found_bytes(parts, most_rank);
+  int* ends = reinterpret_cast<int*>(memory += BARRIER_BYTES);
+  memory += Found::aligned((call.slices + 1) * sizeof(int));
+  const Found found(memory, call.slices, call.width, most_rank);
+  memory += Found::bytes(call.slices, call.width, most_rank);
   auto* stage = reinterpret_cast<float4*>(memory);  // [SPLITS][quads of this block]
   float* total = reinterpret_cast<float*>(memory += tile_bytes(TILE, most_rank));  // (16, pitch)
-  float* exchange = reinterpret_cast<float*>(memory += tile_bytes(TILE, most_rank));
-  uint4* ring = reinterpret_cast<uint4*>(memory + EXCHANGE_BYTES);
+  char* shared = memory + tile_bytes(TILE, most_rank);
+  float* exchange = reinterpret_cast<float*>(shared);  // until all is shrunk
+  uint4* ring = reinterpret_cast<uint4*>(shared);
   const int place = cluster_place(), clusters = gridDim.x / SPLITS, units = call.plan.num_units();
   if (threadIdx.x < 2) barriers[threadIdx.x].init();
+  if (threadIdx.x == 32) {
+    ends[0] = 0;
+    for (int s = 0; s < call.slices; ++s) ends[s + 1] = ends[s] + panels_of(call, s);
+  }
+  __syncthreads();
   cluster_meet();
   if (!units) return;
-  const int shares = max(1, clusters / units), warp = threadIdx.x / 32;
+  const int shares = max(1, clusters / units);
   int round = 0;
   for (int i = blockIdx.x / SPLITS; i < units * shares; i += clusters) {
-    const Item item(call, i, units, shares, place);
+    const Item item(call, ends, i, units, shares, place);
     if (item.is_empty()) continue;  // for the whole cluster
     const Work& work = item.work;
+    if (round) __syncthreads();
     const int rank = work.find(call, found), pitch = pitch_of(rank);
     const int quads = work.unit.rows * rank / 4, mine = (quads + SPLITS - 1 - place) / SPLITS;
     if (threadIdx.x == 0) {
@@ -424,9 +408,10 @@ __global__ void __launch_bounds__(THREADS, 4) decode_fused(const Call call) {
                       const int of_it = (quads + SPLITS - 1 - to) / SPLITS;
                       send(stage + place * of_it + quad / SPLITS, sum, staged, to);
                     });
-    const Panels panels{item.panels, item.before, warp * ABREAST, WARPS * ABREAST};
-    Ahead ahead{{call, work, found, panels}, ring};
-    ahead.start(call, work, found, panels);
+    __syncthreads();
+    int slice = work.first_slice;
+    while (slice + 1 < work.last_slice && ends[slice + 1] <= item.panels.first) ++slice;
+    Expansion expansion(call, work, found, slice, 0, item.in(ends, slice), WARPS * ABREAST, ring);
     if (threadIdx.x < mine) staged->wait(round);
     for (int q = threadIdx.x; q < mine; q += blockDim.x) {
       float4 sum{0, 0, 0, 0};
@@ -438,9 +423,11 @@ __global__ void __launch_bounds__(THREADS, 4) decode_fused(const Call call) {
       for (int p = 0; p < SPLITS; ++p) send(to, sum, summed, p);
     }
     summed->wait(round);
-#ifndef NO_EXPAND
-    expand(call, work, found, total, pitch, 0, panels, ahead);
-#endif
+    const bool is_low = work.unit.rows <= 8;
+    expansion.run(total, pitch, is_low);
+    while (++slice < work.last_slice && ends[slice] < item.panels.last)
+      Expansion(call, work, found, slice, 0, item.in(ends, slice), WARPS * ABREAST, ring)
+          .run(total, pitch, is_low);
     ++round;
   }
 #endif
@@ -454,12 +441,13 @@ __device__ float* plane_row(const Call& call, const Work& work, int split, int i
 // First of two nodes: blockIdx.x = unit and slice, blockIdx.y = split of the inputs.
 __global__ void __launch_bounds__(THREADS, 3) shrink_planes(const Call call) {
   char* memory = shared_memory();
-  const Found found = found_in(memory, call.width);
-  float* exchange = reinterpret_cast<float*>(memory + found_bytes(call.width, call.stride));
+  const Found found(memory, 1, call.width, call.stride);
+  float* exchange = reinterpret_cast<float*>(memory + Found::bytes(1, call.width, call.stride));
   const int split = blockIdx.y, first_row = threadIdx.x / 32 * TILE;
   for (int i = blockIdx.x; i < call.plan.num_units() * call.slices; i += gridDim.x) {
     const int slice = i % call.slices;
     const Work work{call.plan.unit(i / call.slices), slice, slice + 1};
+    __syncthreads();
     const int rank = work.find(call, found);
     const auto keep = [&](int row, int at, const auto& sums) {
       *reinterpret_cast<std::decay_t<decltype(sums)>*>(plane_row(call, work, split, row) + at) =
@@ -475,26 +463,28 @@ __global__ void __launch_bounds__(THREADS, 3) shrink_planes(const Call call) {
 // Second of two nodes: blockIdx.x = unit, blockIdx.y = a group of panels of some slice.
 __global__ void __launch_bounds__(THREADS, 4) expand_planes(const Call call) {
   char* memory = shared_memory();
-  const Found found = found_in(memory, call.width);
-  char* ring = memory + found_bytes(call.width, call.stride);
-  float* s = reinterpret_cast<float*>(ring + RING_BYTES);  // (64, pitch)
-  int slice = 0, group = blockIdx.y, base = 0;
+  const Found found(memory, 1, call.width, call.stride);
+  auto* ring = reinterpret_cast<uint4*>(memory += Found::bytes(1, call.width, call.stride));
+  float* s = reinterpret_cast<float*>(memory + RING_BYTES);  // (64, pitch)
+  int slice = 0, group = blockIdx.y, panels = 0;
   for (;; ++slice) {
     if (slice == call.slices) return;
-    const int panels = panels_of(call, slice), groups = (panels + call.group - 1) / call.group;
+    panels = panels_of(call, slice);
+    const int groups = (panels + call.group - 1) / call.group;
     if (group < groups) break;
     group -= groups;
-    base += panels;
   }
-  const int warp = threadIdx.x / 32, first = base + group * call.group;
+  const int warp = threadIdx.x / 32, first = group * call.group;
+  const int last = min(panels, first + call.group);
   for (int u = blockIdx.x; u < call.plan.num_units(); u += gridDim.x) {
     const Work work{call.plan.unit(u), slice, slice + 1};
+    __syncthreads();
     const int rank = work.find(call, found), pitch = pitch_of(rank), quads = rank / 4;
-    const bool is_low = work.is_low();
-    const Panels mine{{first, first + call.group}, base, is_low ? warp * ABREAST : 0,
-                      is_low ? WARPS * ABREAST : ABREAST};
-    Ahead ahead{{call, work, found, mine}, reinterpret_cast<uint4*>(ring)};
-    ahead.start(call, work, found, mine);
+    const bool together = work.is_low();  // the warps share the panels, else the rows
+    const int row = together ? 0 : warp * TILE;
+    Expansion expansion(call, work, found, slice, row,
+                        {together ? first + warp * ABREAST : first, last},
+                        together ? WARPS * ABREAST : ABREAST, ring);
     for (int i = threadIdx.x; i < work.unit.rows * quads; i += blockDim.x) {
       float4 sums[SPLITS], sum{0, 0, 0, 0};
 #pragma unroll
@@ -506,8 +496,8 @@ __global__ void __launch_bounds__(THREADS, 4) expand_planes(const Call call) {
       *reinterpret_cast<float4*>(s + i / quads * pitch + i % quads * 4) = sum;
     }
     __syncthreads();
-    const int row = is_low ? 0 : warp * TILE;
-    if (row < work.unit.rows) expand(call, work, found, s + row * pitch, pitch, row, mine, ahead);
+    if (row < work.unit.rows)
+      expansion.run(s + row * pitch, pitch, together && work.unit.rows <= 8);
   }
 }
 

@@ -35,9 +35,18 @@ struct Block {
   float weight;
 };
 
+// Sixteen ranks of an adapter's B, or the last eight.
+struct Step {
+  const __nv_bfloat16* b;  // in the first panel
+  int rank;                // of the adapter: a panel has WIDTH times as many elements
+  short at;                // the first of the ranks, among those of all parts
+  bool is_half;
+};
+
 // Two floats as bfloat16, and what that left out as bfloat16: together nearly float32.
 struct Split {
-  uint32_t high, low;
+  uint32_t high = 0, low = 0;
+  __device__ Split() {}
   __device__ explicit Split(const float* pair) {
     const half2 rounded = __floats2bfloat162_rn(pair[0], pair[1]);
     const float2 back = __bfloat1622float2(rounded);
@@ -62,13 +71,6 @@ __device__ inline void shrink_steps(const __nv_bfloat16* const (&x)[2], const Bl
 #pragma unroll
   for (int b = 0; b < MOST; ++b)
     a[b] = list[min(b, blocks - 1)].a + lane.row * WIDTH + lane.pair * 8;
-#ifdef PFA
-  if (N == 8 && lane.pair == 0 && lane.row % 2 == 0)
-    for (int p = panels.first + STEP; p < panels.last; ++p)
-#pragma unroll
-      for (int b = 0; b < MOST; ++b)
-        if (b < blocks) asm volatile("prefetch.global.L2 [%0];" ::"l"(a[b] + p * 8 * WIDTH));
-#endif
   for (int p = panels.first; p < panels.last; p += STEP) {
     uint4 v[STEP][2], w[STEP][MOST];
 #pragma unroll
@@ -99,20 +101,20 @@ __device__ inline void shrink_tile(const __nv_bfloat16* const (&x)[2], const Blo
   if (blocks == 1)
     shrink_steps<1, 4>(x, list, blocks, inputs, panels, sum);
   else if (blocks == 2)
-    shrink_steps<2, N == 4 ? 4 : 3>(x, list, blocks, inputs, panels, sum);
+    shrink_steps<2, 4>(x, list, blocks, inputs, panels, sum);
   else if (N == 4 || blocks <= 4)
     shrink_steps<4, 2>(x, list, blocks, inputs, panels, sum);
   else
     shrink_steps<N, 1>(x, list, blocks, inputs, panels, sum);
 }
 
-// sum[n][q] += s B for sixteen ranks (or the last eight) of ABREAST panels of 32 outputs; s is
-// (16, pitch) in shared memory, and w[n] has the lane's share of B.
-__device__ inline void expand_tile(const float* s, int pitch, bool is_half,
+// sum[n][q] += s B for one step of ABREAST panels of 32 outputs; s is (16, pitch) in shared memory,
+// w[n] has the lane's share of B.  A low tile has its rows in the upper half.
+__device__ inline void expand_tile(const float* s, int pitch, bool is_half, bool is_low,
                                    const uint4 (&w)[ABREAST][2], float (&sum)[ABREAST][4][4]) {
   const Lane lane;
   const float *top = s + lane.row * pitch + 2 * lane.pair, *bottom = top + 8 * pitch;
-  const Split a0(top), a1(bottom);
+  const Split a0(top), a1 = is_low ? Split() : Split(bottom);
   if (is_half) {
 #pragma unroll
     for (int n = 0; n < ABREAST; ++n) {
@@ -125,7 +127,7 @@ __device__ inline void expand_tile(const float* s, int pitch, bool is_half,
     }
     return;
   }
-  const Split a2(top + 8), a3(bottom + 8);
+  const Split a2(top + 8), a3 = is_low ? Split() : Split(bottom + 8);
 #pragma unroll
   for (int n = 0; n < ABREAST; ++n) {
     const uint32_t w0[4] = {w[n][0].x, w[n][0].y, w[n][0].z, w[n][0].w};
@@ -138,39 +140,29 @@ __device__ inline void expand_tile(const float* s, int pitch, bool is_half,
   }
 }
 
-// The lane's eight neighbouring outputs of one row in one panel; a slice may have fewer of them.
-struct Outputs {
-  __nv_bfloat16* y;  // null where there is nothing to add to
-  int count;
-
-  __device__ bool are_whole() const { return count >= 8 && reinterpret_cast<uintptr_t>(y) % 16 == 0; }
-
-  // What is there, read before the sums are known; as far as one load gives it.
-  __device__ uint4 load() const {
-    return y && are_whole() ? *reinterpret_cast<const uint4*>(y) : uint4{0, 0, 0, 0};
+// y[i] += the lane's eight neighbouring outputs of one row in one panel, for i < count.  `old` has
+// what is there, if they are whole: eight, and aligned.
+__device__ inline void add_outputs(__nv_bfloat16* y, int count, bool are_whole, uint4 old,
+                                   const float (&sum)[4][4], int half) {
+  float out[8];
+#pragma unroll
+  for (int q = 0; q < 4; ++q) {
+    out[q] = sum[q][2 * half];
+    out[q + 4] = sum[q][2 * half + 1];
   }
-  __device__ void add(uint4 words, const float (&sum)[4][4], int half) const {
-    if (!y) return;
-    float out[8];
+  if (are_whole) {
+    auto* pairs = reinterpret_cast<half2*>(&old);
 #pragma unroll
-    for (int q = 0; q < 4; ++q) {
-      out[q] = sum[q][2 * half];
-      out[q + 4] = sum[q][2 * half + 1];
+    for (int i = 0; i < 4; ++i) {
+      const float2 was = __bfloat1622float2(pairs[i]);
+      pairs[i] = __floats2bfloat162_rn(was.x + out[2 * i], was.y + out[2 * i + 1]);
     }
-    if (are_whole()) {
-      auto* pairs = reinterpret_cast<half2*>(&words);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float2 old = __bfloat1622float2(pairs[i]);
-        pairs[i] = __floats2bfloat162_rn(old.x + out[2 * i], old.y + out[2 * i + 1]);
-      }
-      *reinterpret_cast<uint4*>(y) = words;
-      return;
-    }
-#pragma unroll
-    for (int i = 0; i < 8; ++i)
-      if (i < count) y[i] = __float2bfloat16(__bfloat162float(y[i]) + out[i]);
+    *reinterpret_cast<uint4*>(y) = old;
+    return;
   }
-};
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    if (i < count) y[i] = __float2bfloat16(__bfloat162float(y[i]) + out[i]);
+}
 
 }  // namespace multilora
