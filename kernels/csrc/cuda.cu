@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <algorithm>
-#include <cstdio>
 
 #include "gpu_kernels.cuh"
 #include "ops.h"
@@ -13,7 +12,7 @@ namespace {
 
 constexpr int64_t PREFILL = 512;  // rows from which units have PREFILL_ROWS; so in batch.py
 constexpr int RESIDENT = 4;        // blocks of a multiprocessor in prefill
-constexpr int LARGEST_GROUP = 16;  // panels of outputs of a block
+constexpr int LARGEST_GROUP = 32;  // panels of outputs of a block
 
 void check(cudaError_t status) {
   STD_TORCH_CHECK(status == cudaSuccess, "CUDA: ", cudaGetErrorString(status));
@@ -60,9 +59,6 @@ int64_t clusters_at_once(int device, int shared) {
     check(cudaOccupancyMaxActiveClusters(&clusters, decode_fused, &launch.config));
     of_device = device;
     of_shared = shared;
-#ifdef TELL
-    fprintf(stderr, "clusters at once %d with %d bytes\n", clusters, shared);
-#endif
   }
   return clusters;
 }
@@ -117,9 +113,9 @@ void apply(Tensor y, const Tensor& x, const Tensor& table, const Tensor& columns
     return;
   }
   if (is_fused) {
-    const int64_t resident = clusters_at_once(device, of_fused);
+    const int64_t at_once = std::max<int64_t>(1, clusters_at_once(device, of_fused));
     const int64_t shares = (panels + SPLITS * WARPS - 1) / (SPLITS * WARPS);
-    const unsigned clusters = std::min(resident, units * shares);
+    const unsigned clusters = std::min(at_once, units * shares);
     Launch(dim3(clusters * SPLITS), THREADS, of_fused, stream, SPLITS)(decode_fused, call);
     return;
   }

@@ -12,107 +12,16 @@
 
 #include <type_traits>
 
-#include "plan.h"
-#include "tiles.cuh"
+#include "expansion.cuh"
 
 namespace multilora {
 namespace {
 
-constexpr int SPLITS = 8;  // of the inputs: blocks of a cluster, or planes
-constexpr int WARPS = 4;   // chunks of a split
-constexpr int THREADS = 32 * WARPS;
 constexpr int DECODE_BLOCKS = 4;  // of a multiprocessor
 constexpr int DECODE_ROWS = TILE, PREFILL_ROWS = WARPS * TILE;
-constexpr int TOGETHER = 4, ALONE = 4;  // blocks of eight ranks in one pass over the inputs
-constexpr int EXCHANGE_PITCH = 8 * TOGETHER + 8;
+constexpr int EXCHANGE_PITCH = 8 * BLOCKS + 8;
+static_assert(TILE * 2 * BLOCKS == THREADS);  // a thread for each quad of a pass
 constexpr int EXCHANGE = WARPS * TILE * EXCHANGE_PITCH;  // floats in which the warps add up
-
-struct Call {
-  void* y;
-  const void* x;
-  int64_t y_stride, x_stride;
-  const Descriptor* table;
-  const int64_t* columns;
-  const int32_t* slots;
-  const float* weights;
-  Plan plan;
-  float* planes;  // [SPLITS][slices][sorted rows][stride]
-  int slices, width, inputs, stride, rows, group;
-};
-
-__device__ int panels_of(const Call& call, int slice) {
-  return (static_cast<int>(call.columns[slice + 1] - call.columns[slice]) + WIDTH - 1) / WIDTH;
-}
-
-// One adapter of a composition in one slice.
-struct Part {
-  const __nv_bfloat16 *a, *b;
-  int rank;  // 0 where it has nothing for this slice
-  float weight;
-};
-
-// What a block finds out about a work, in shared memory.
-struct Found {
-  Part* parts;    // of each slice
-  Block* blocks;  // of all parts, one after the other
-  Step* steps;    // likewise
-  int* first;     // step of each slice, and behind the last
-
-  __host__ __device__ static constexpr int aligned(int bytes) { return (bytes + 15) / 16 * 16; }
-  __host__ __device__ static constexpr int bytes(int slices, int width, int rank) {
-    return aligned(slices * width * static_cast<int>(sizeof(Part))) +
-           rank / 8 * static_cast<int>(sizeof(Block) + sizeof(Step)) +
-           aligned((slices + 1) * static_cast<int>(sizeof(int)));
-  }
-  __device__ Found(char* memory, int slices, int width, int rank) {
-    parts = reinterpret_cast<Part*>(memory);
-    blocks = reinterpret_cast<Block*>(
-        memory += aligned(slices * width * static_cast<int>(sizeof(Part))));
-    steps = reinterpret_cast<Step*>(memory += rank / 8 * sizeof(Block));
-    first = reinterpret_cast<int*>(memory + rank / 8 * sizeof(Step));
-  }
-};
-
-// Rows of one composition, and the slices that a block or a cluster works on.
-struct Work {
-  Unit unit;
-  int first_slice, last_slice;  // without the last
-
-  __device__ int row(const Call& call, int i) const { return call.plan.order()[unit.first + i]; }
-  __device__ bool is_low() const { return unit.rows <= TILE; }
-
-  // Lets every thread of the block see the parts; returns the sum of their ranks.
-  __device__ int find(const Call& call, const Found& found) const {
-    const int count = (last_slice - first_slice) * call.width;
-    for (int p = threadIdx.x; p < count; p += blockDim.x) {
-      const int at = unit.composition * call.width + p % call.width, slot = call.slots[at];
-      Descriptor one{0, 0, 0};
-      if (slot >= 0) one = call.table[slot * call.slices + first_slice + p / call.width];
-      found.parts[p] = {reinterpret_cast<const __nv_bfloat16*>(one.a),
-                        reinterpret_cast<const __nv_bfloat16*>(one.b), static_cast<int>(one.rank),
-                        call.weights[at]};
-    }
-    __syncthreads();
-    int ranks = 0, steps = 0;
-    for (int p = 0; p < count; ++p) {
-      const Part& part = found.parts[p];
-      if (p % blockDim.x == threadIdx.x) {
-        const int64_t size = static_cast<int64_t>((call.inputs + WIDTH - 1) / WIDTH) * 8 * WIDTH;
-        for (int r = 0; r < part.rank / 8; ++r)
-          found.blocks[ranks / 8 + r] = {part.a + r * size, part.weight};
-        for (int r = 0; r < part.rank; r += 16)
-          found.steps[steps + r / 16] = {part.b + r * WIDTH, part.rank,
-                                         static_cast<short>(ranks + r), r + 8 >= part.rank};
-        if (p % call.width == 0) found.first[p / call.width] = steps;
-      }
-      ranks += part.rank;
-      steps += (part.rank + 15) / 16;
-    }
-    if (threadIdx.x == 0) found.first[count / call.width] = steps;
-    __syncthreads();
-    return ranks;
-  }
-};
 
 // Of a row of `rank` floats in shared memory, so that a tile's reads do not meet in one bank.
 __host__ __device__ constexpr int pitch_of(int rank) { return rank | 8; }
@@ -154,29 +63,27 @@ __device__ void shrink_together(const Call& call, const Work& work, const Block*
   const int warp = threadIdx.x / 32;
   const Inputs in(call, work, 0);
   const Range panels = chunk_of(call, split * WARPS + warp);
-  for (int first = 0; first < rank / 8; first += TOGETHER) {
-    const int blocks = min(TOGETHER, rank / 8 - first);
-    float sum[TOGETHER][4] = {};
+  for (int first = 0; first < rank / 8; first += BLOCKS) {
+    const int blocks = min(BLOCKS, rank / 8 - first);
+    float sum[BLOCKS][4] = {};
     shrink_tile(in.x, list + first, blocks, call.inputs, panels, sum);
     if (first) __syncthreads();  // until the last pass was added up
     float* mine = exchange + (warp * TILE + lane.row) * EXCHANGE_PITCH + 2 * lane.pair;
 #pragma unroll
-    for (int b = 0; b < TOGETHER; ++b) {
+    for (int b = 0; b < BLOCKS; ++b) {
       if (b >= blocks) break;
       *reinterpret_cast<float2*>(mine + b * 8) = {sum[b][0], sum[b][1]};
       *reinterpret_cast<float2*>(mine + 8 * EXCHANGE_PITCH + b * 8) = {sum[b][2], sum[b][3]};
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < work.unit.rows * 16; i += blockDim.x) {
-      const int row = i / 16, at = i % 16 * 4;
-      if (at >= blocks * 8) continue;
-      float4 total{0, 0, 0, 0};
+    const int row = threadIdx.x / 8, at = threadIdx.x % 8 * 4;  // a quad for each thread
+    if (row >= work.unit.rows || at >= blocks * 8) continue;
+    float4 total{0, 0, 0, 0};
 #pragma unroll
-      for (int w = 0; w < WARPS; ++w)
-        total = total + *reinterpret_cast<const float4*>(
-                            exchange + (w * TILE + row) * EXCHANGE_PITCH + at);
-      keep(row, first * 8 + at, list[first + at / 8].weight * total);
-    }
+    for (int w = 0; w < WARPS; ++w)
+      total = total + *reinterpret_cast<const float4*>(
+                          exchange + (w * TILE + row) * EXCHANGE_PITCH + at);
+    keep(row, first * 8 + at, list[first + at / 8].weight * total);
   }
 }
 
@@ -186,19 +93,19 @@ __device__ void shrink_alone(const Call& call, const Work& work, const Block* li
                              int split, int first_row, const Keep& keep) {
   const Lane lane;
   const Inputs in(call, work, first_row);
-  for (int first = 0; first < rank / 8; first += ALONE) {
-    const int blocks = min(ALONE, rank / 8 - first);
-    float total[ALONE][4] = {};
+  for (int first = 0; first < rank / 8; first += BLOCKS) {
+    const int blocks = min(BLOCKS, rank / 8 - first);
+    float total[BLOCKS][4] = {};
     for (int w = 0; w < WARPS; ++w) {
-      float sum[ALONE][4] = {};
+      float sum[BLOCKS][4] = {};
       shrink_tile(in.x, list + first, blocks, call.inputs, chunk_of(call, split * WARPS + w), sum);
 #pragma unroll
-      for (int b = 0; b < ALONE; ++b)
+      for (int b = 0; b < BLOCKS; ++b)
 #pragma unroll
         for (int i = 0; i < 4; ++i) total[b][i] += sum[b][i];
     }
 #pragma unroll
-    for (int b = 0; b < ALONE; ++b) {
+    for (int b = 0; b < BLOCKS; ++b) {
       if (b >= blocks) break;
       const float weight = list[first + b].weight;
 #pragma unroll
@@ -211,109 +118,6 @@ __device__ void shrink_alone(const Call& call, const Work& work, const Block* li
     }
   }
 }
-
-// The outputs of a warp in one slice, for sixteen rows of a unit.  B and y come RING steps before
-// their use; each lane copies what it will need itself, so it has nobody but its copies to wait for.
-struct Expansion {
-  static constexpr int SLOTS = ABREAST * 2;  // of a step in B, and of a panel in y
-
-  const Step* steps;
-  int count;                    // of them for each panel
-  Range panels;                 // from the warp's first on
-  int stride;                   // to the next of the warp's
-  __nv_bfloat16* y[2];          // the lane's two rows of the slice, null where the tile has fewer
-  int columns;
-  uint4* ring;                  // [RING][SLOTS] of B, then [2][SLOTS] of y, for each thread
-  int panel, k = 0, place = 0;  // of the next copy
-  int y_place = 0;
-
-  __device__ Expansion(const Call& call, const Work& work, const Found& found, int slice,
-                       int first_row, Range panels, int stride, uint4* ring)
-      : panels(panels), stride(stride), ring(ring), panel(panels.first) {
-    const Lane lane;
-    const int first = found.first[slice - work.first_slice];
-    steps = found.steps + first;
-    count = found.first[slice - work.first_slice + 1] - first;
-    const int offset = call.columns[slice];
-    columns = call.columns[slice + 1] - offset;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int i = first_row + lane.row + 8 * h;
-      y[h] = i < work.unit.rows ? static_cast<__nv_bfloat16*>(call.y) +
-                                      work.row(call, i) * call.y_stride + offset
-                                : nullptr;
-    }
-    if (!count) this->panels.last = panels.first;
-    for (int i = 0; i < RING; ++i) copy();
-  }
-  __device__ uint4* slot(int of) const { return ring + of * THREADS + threadIdx.x; }
-  __device__ int column(int panel) const { return panel * WIDTH + Lane().pair * 8; }
-  __device__ bool are_whole(int h, int column) const {
-    return column + 8 <= columns && reinterpret_cast<uintptr_t>(y[h]) % 16 == 0;
-  }
-  __device__ bool has(int h, int panel) const { return y[h] && panel < panels.last; }
-
-  __device__ void copy() {
-    if (panel < panels.last) {
-      const Lane lane;
-      const Step step = steps[k];
-      const __nv_bfloat16* at = step.b + static_cast<int64_t>(panel) * step.rank * WIDTH +
-                                (lane.pair * WIDTH + lane.row * 4) * 2;
-#pragma unroll
-      for (int n = 0; n < ABREAST; ++n) {
-        if (panel + n >= panels.last) break;
-        copy_async(slot(place * SLOTS + n * 2), at + n * step.rank * WIDTH);
-        if (!step.is_half)
-          copy_async(slot(place * SLOTS + n * 2 + 1), at + (n * step.rank + 8) * WIDTH);
-      }
-      if (k == 0) {
-#pragma unroll
-        for (int n = 0; n < ABREAST; ++n)
-#pragma unroll
-          for (int h = 0; h < 2; ++h)
-            if (has(h, panel + n) && are_whole(h, column(panel + n)))
-              copy_async(slot((RING + y_place) * SLOTS + n * 2 + h), y[h] + column(panel + n));
-        y_place ^= 1;
-      }
-      if (++k == count) {
-        k = 0;
-        panel += stride;
-      }
-    }
-    commit_copies();
-    place = (place + 1) % RING;
-  }
-
-  // y += s B, where s is (16, pitch).
-  __device__ void run(const float* s, int pitch, bool is_low) {
-    for (int now = panels.first, parity = 0; now < panels.last; now += stride, parity ^= 1) {
-      float sum[ABREAST][4][4] = {};
-      for (int i = 0; i < count; ++i) {
-        const Step step = steps[i];
-        wait_copies<RING - 1>();
-        uint4 w[ABREAST][2];
-#pragma unroll
-        for (int n = 0; n < ABREAST; ++n)
-#pragma unroll
-          for (int half = 0; half < 2; ++half) w[n][half] = *slot(place * SLOTS + n * 2 + half);
-        expand_tile(s + step.at, pitch, step.is_half, is_low, w, sum);
-        if (i + 1 == count) add(now, parity, sum);
-        copy();
-      }
-    }
-  }
-  __device__ void add(int panel, int parity, const float (&sum)[ABREAST][4][4]) const {
-#pragma unroll
-    for (int n = 0; n < ABREAST; ++n)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int at = column(panel + n);
-        if (has(h, panel + n))
-          add_outputs(y[h] + at, columns - at, are_whole(h, at),
-                      *slot((RING + parity) * SLOTS + n * 2 + h), sum[n], h);
-      }
-  }
-};
 
 __host__ __device__ constexpr int tile_bytes(int rows, int rank) {
   return rows * pitch_of(rank) * static_cast<int>(sizeof(float));
@@ -335,33 +139,6 @@ __host__ __device__ constexpr int shrink_bytes(int width, int rank) {
 __host__ __device__ constexpr int expand_bytes(int rows, int width, int rank) {
   return Found::bytes(1, width, rank) + tile_bytes(rows, rank) + RING_BYTES;
 }
-
-// What a cluster works on: a share of the outputs of a unit.  Where there are few units they have
-// many shares, each of which shrinks anew.
-struct Item {
-  Work work;
-  Range panels;  // of this block, over all slices
-
-  // `ends` holds the panels of all slices before each, and of all.
-  __device__ Item(const Call& call, const int* ends, int index, int units, int shares, int place)
-      : work{call.plan.unit(index % units), 0, 0} {
-    const int all = ends[call.slices];
-    const int size = max(WARPS, (all + shares * SPLITS - 1) / (shares * SPLITS));
-    const int first = min(all, index / units * SPLITS * size);
-    const int last = min(all, first + SPLITS * size);
-    panels = {min(last, first + place * size), min(last, first + (place + 1) * size)};
-    for (; work.last_slice < call.slices && ends[work.last_slice] < last; ++work.last_slice)
-      if (ends[work.last_slice + 1] <= first) ++work.first_slice;
-    if (first == last) work.last_slice = work.first_slice;
-  }
-  __device__ bool is_empty() const { return work.first_slice == work.last_slice; }
-
-  // A warp's share of the panels of a slice, counted in it.
-  __device__ Range in(const int* ends, int slice) const {
-    const int first = max(panels.first, ends[slice]) + threadIdx.x / 32 * ABREAST;
-    return {first - ends[slice], min(panels.last, ends[slice + 1]) - ends[slice]};
-  }
-};
 
 // Decode in one node: blockIdx.x = cluster * SPLITS + place in it.  Of the sums over the splits each
 // block adds up every eighth quad, and sends it to all.
@@ -389,10 +166,14 @@ __global__ void __launch_bounds__(THREADS, DECODE_BLOCKS) decode_fused(const Cal
   __syncthreads();
   cluster_meet();
   if (!units) return;
-  const int shares = max(1, clusters / units);
+  // Whole rounds have a unit for each cluster; what is left is shared by all.
+  const int whole = units - units % clusters, left = units - whole;
+  const int items = whole + (left ? clusters / left * left : 0);
   int round = 0;
-  for (int i = blockIdx.x / SPLITS; i < units * shares; i += clusters) {
-    const Item item(call, ends, i, units, shares, place);
+  for (int i = blockIdx.x / SPLITS; i < items; i += clusters) {
+    const bool is_whole = i < whole;
+    const Item item(call, ends, is_whole ? i : whole + (i - whole) % left,
+                    is_whole ? 1 : clusters / left, is_whole ? 0 : (i - whole) / left, place);
     if (item.is_empty()) continue;  // for the whole cluster
     const Work& work = item.work;
     if (round) __syncthreads();
@@ -422,7 +203,7 @@ __global__ void __launch_bounds__(THREADS, DECODE_BLOCKS) decode_fused(const Cal
 #pragma unroll
       for (int p = 0; p < SPLITS; ++p) send(to, sum, summed, p);
     }
-    summed->wait(round);
+    summed->wait(round);  // all have sent all, so nobody still reads what the next round writes
     const bool is_low = work.unit.rows <= 8;
     expansion.run(total, pitch, is_low);
     while (++slice < work.last_slice && ends[slice] < item.panels.last)

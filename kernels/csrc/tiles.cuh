@@ -17,6 +17,7 @@ using half2 = __nv_bfloat162;
 
 constexpr int TILE = 16;     // rows
 constexpr int WIDTH = 32;    // inputs or outputs of a panel
+constexpr int BLOCKS = 4;    // of eight ranks, in one pass over the inputs
 constexpr int ABREAST = 2;   // panels of outputs in one step
 constexpr int RING = 2;      // steps of outputs on their way
 
@@ -63,9 +64,9 @@ __device__ inline uint4 read(const __nv_bfloat16* at) {
 // sum[b] += x A_b over some panels of inputs, of `blocks` blocks of eight ranks, MOST at most, STEP
 // panels at a time.  `x` holds the lane's rows `row` and `row + 8`, null where the tile has fewer;
 // inputs % 8 == 0.
-template <int MOST, int STEP, int N>
+template <int MOST, int STEP>
 __device__ inline void shrink_steps(const __nv_bfloat16* const (&x)[2], const Block* list,
-                                    int blocks, int inputs, Range panels, float (&sum)[N][4]) {
+                                    int blocks, int inputs, Range panels, float (&sum)[BLOCKS][4]) {
   const Lane lane;
   const __nv_bfloat16* a[MOST];
 #pragma unroll
@@ -95,17 +96,15 @@ __device__ inline void shrink_steps(const __nv_bfloat16* const (&x)[2], const Bl
 }
 
 // The same with the more panels at a time, the fewer blocks there are.
-template <int N>
 __device__ inline void shrink_tile(const __nv_bfloat16* const (&x)[2], const Block* list,
-                                   int blocks, int inputs, Range panels, float (&sum)[N][4]) {
+                                   int blocks, int inputs, Range panels,
+                                   float (&sum)[BLOCKS][4]) {
   if (blocks == 1)
     shrink_steps<1, 4>(x, list, blocks, inputs, panels, sum);
   else if (blocks == 2)
     shrink_steps<2, 4>(x, list, blocks, inputs, panels, sum);
-  else if (N == 4 || blocks <= 4)
-    shrink_steps<4, 2>(x, list, blocks, inputs, panels, sum);
   else
-    shrink_steps<N, 1>(x, list, blocks, inputs, panels, sum);
+    shrink_steps<BLOCKS, 2>(x, list, blocks, inputs, panels, sum);
 }
 
 // sum[n][q] += s B for one step of ABREAST panels of 32 outputs; s is (16, pitch) in shared memory,

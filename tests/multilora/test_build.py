@@ -76,7 +76,7 @@ def test_with_nvcc_the_library_holds_kernels_that_spill_on_no_architecture(tmp_p
     library = tmp_path / "libmultilora.so"
     report = build.build(build.SOURCES[0], library, build.GPUS)
     for gpu in build.GPUS:
-        assert len(re.findall(rf"Compiling entry function .* for 'sm_{gpu}'", report)) == 7
+        assert len(re.findall(rf"Compiling entry function .* for 'sm_{gpu}'", report)) == 5
     assert set(re.findall(r"(\d+) bytes spill", report)) == {"0"}
     assert library.stat().st_size < 5e6
     assert run(library).stdout.split("]") == ["[6.0, 0.0", " True\n"]
