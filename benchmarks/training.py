@@ -7,8 +7,9 @@ method's learning rate is the one with the lowest loss on validation rows with t
 RATES and, while the best one is at an end, of those that go on there; figures are ratios of losses
 on other rows (nats per completion token), the mean over the seeds, which draw the rows, their order
 and what methods draw.  Recovery methods train a base that was cut by 80 % of its FFN channels, on
-the bundled text; their figures are ratios of what is left of the distance to the dense base.  Their
-memory is measured in processes of their own, on a random base of WIDE.
+the bundled text; their figures are ratios of what is left of the distance to the dense base, or the
+share of it that is closed.  Their memory is measured in processes of their own, on a random base of
+WIDE.
 With --work, what is measured is kept there, and a run that was stopped is taken up again.
 """
 
@@ -99,6 +100,8 @@ RECOVERY: dict[str, dict[str, Any]] = {
     "lisa": {"layers": 2, "every": 10},
     "owlore": {"layers": 2, "every": 10},
     "align": {},  # all weights but the output head, which is tied to the embedding
+    "norms": {},  # PERP's cheapest: norms and biases alone
+    "masked_lora": {},  # and with its LoRA
 }
 WIDE = {  # the base whose recovery's memory is measured; 50 million parameters
     "hidden_size": 512,
@@ -547,6 +550,10 @@ class Results:
         self.attempt("ggpo_overfit_vs_lora", self.overfit)
         self.attempt("sora_vs_truncated", self.sora)
         self.attempt("lisa_vs_full_recovery", partial(self.recovered, "lisa", "align"))
+        self.attempt("norms_gap_closed", partial(self.gap_closed, "norms"))
+        self.attempt(
+            "masked_lora_vs_full_recovery", partial(self.recovered, "masked_lora", "align")
+        )
         for figure, pair in OTHERS.items():
             self.attempt(figure, partial(self.pair, *pair))
         self.rows = [value for value in self.bench.cells.known.values() if "method" in value]
@@ -566,6 +573,15 @@ class Results:
     def recovered(self, name: str, other: str) -> float:
         first, second = self.recovery.all_seeds(name), self.recovery.all_seeds(other)
         return ratio([one["above"] for one in first], [one["above"] for one in second])
+
+    def gap_closed(self, name: str) -> float:
+        """Of the nats between the cut base and the dense one."""
+        rows, bare = self.recovery.all_seeds(name), map(self.recovery.bare, self.seeds)
+        closed = [
+            1 - row["above"] / (base["cut"] - base["dense"])
+            for row, base in zip(rows, bare, strict=True)
+        ]
+        return round(statistics.mean(closed), 4)
 
     def memory(self, name: str, what: str) -> float:
         first, second = self.recovery.memory(name), self.recovery.memory("align")
