@@ -65,7 +65,8 @@ def by_linear(setting: Setting, rivals: dict[str, Any], quick: bool, threads: in
 
 def random_steps(count: int, device: str) -> Figures:
     """Both dtypes at once, in a process for each processor."""
-    script, seeds = [sys.executable, str(HERE / "kernels_steps.py")], (os.cpu_count() or 2) // 2
+    script = [sys.executable, str(HERE / "kernels_steps.py")]
+    seeds = max(1, (os.cpu_count() or 1) // 2)
     steps = count // 2 // seeds
     running = [
         subprocess.Popen([*script, dtype, str(steps), str(seed), device], stdout=subprocess.PIPE)

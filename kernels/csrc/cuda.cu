@@ -99,11 +99,12 @@ void apply(Tensor y, const Tensor& x, const Tensor& table, const Tensor& columns
   const int64_t panels = y.size(1) / WIDTH + call.slices;  // at least as many as there are
   const int processors = attribute_of(device, cudaDevAttrMultiProcessorCount);
   const int shared = attribute_of(device, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  const bool is_fused = is_decode && attribute_of(device, cudaDevAttrComputeCapabilityMajor) >= 9;
   const int of_fused = fused_bytes(call.slices, call.width, call.stride);
   const int of_shrink = shrink_bytes(call.width, call.stride);
   const int of_expand = expand_bytes(tile_rows, call.width, call.stride);
-  if (!fits_tiles(call, is_bf16) || shared < (is_fused ? of_fused : std::max(of_shrink, of_expand))) {
+  const bool is_fused = is_decode && of_fused <= shared &&
+                        attribute_of(device, cudaDevAttrComputeCapabilityMajor) >= 9;
+  if (!fits_tiles(call, is_bf16) || (!is_fused && std::max(of_shrink, of_expand) > shared)) {
     const dim3 grid(rows, call.slices);
     const int plain_bytes = call.stride * sizeof(float);
     if (is_bf16)

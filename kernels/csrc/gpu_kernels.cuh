@@ -124,7 +124,8 @@ __host__ __device__ constexpr int tile_bytes(int rows, int rank) {
 }
 
 constexpr int BARRIER_BYTES = 16;
-constexpr int RING_BYTES = (RING + 2) * ABREAST * 2 * THREADS * static_cast<int>(sizeof(uint4));
+constexpr int RING_BYTES =
+    (RING + 2) * Expansion::SLOTS * THREADS * static_cast<int>(sizeof(uint4));
 constexpr int EXCHANGE_BYTES = EXCHANGE * static_cast<int>(sizeof(float));
 
 // `rank` bounds that of a composition in a slice.
@@ -289,10 +290,10 @@ __global__ void __launch_bounds__(256) plain(const Call call) {
   if (static_cast<int>(blockIdx.x) >= call.plan.num_rows()) return;
   int u = 0;
   while (call.plan.unit(u).first + call.plan.unit(u).rows <= static_cast<int>(blockIdx.x)) ++u;
-  const Work work{call.plan.unit(u), static_cast<int>(blockIdx.y), 0};
+  const int composition = call.plan.unit(u).composition;
   const int offset = call.columns[blockIdx.y], columns = call.columns[blockIdx.y + 1] - offset;
-  const int32_t* slots = call.slots + work.unit.composition * call.width;
-  const float* weights = call.weights + work.unit.composition * call.width;
+  const int32_t* slots = call.slots + composition * call.width;
+  const float* weights = call.weights + composition * call.width;
   const int64_t row = call.plan.order()[blockIdx.x];
   const T* x = static_cast<const T*>(call.x) + row * call.x_stride;
   T* y = static_cast<T*>(call.y) + row * call.y_stride + offset;

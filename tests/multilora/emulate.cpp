@@ -27,7 +27,7 @@ extern "C" void emulate(const char* way, void* y, const void* x, const void* tab
                   static_cast<int>(rows),
                   2};
   const unsigned units = call.plan.num_units() + 1;  // more than there is work for
-  const unsigned threads = 32 * WARPS, groups = outputs / (call.group * WIDTH) + slices;
+  const unsigned groups = outputs / (call.group * WIDTH) + slices;
   // "with few blocks": each has to take several units
   const bool few = std::strstr(way, "with few blocks");
   if (!std::strcmp(way, "plain float32"))
@@ -35,10 +35,10 @@ extern "C" void emulate(const char* way, void* y, const void* x, const void* tab
   if (!std::strcmp(way, "plain"))
     launch(plain<__nv_bfloat16>, call, {unsigned(rows), unsigned(slices)}, 256, 1);
   if (!std::strncmp(way, "one node", 8))
-    launch(decode_fused, call, {(few ? 2 : units * unsigned(slices) * 2) * SPLITS, 1}, threads,
+    launch(decode_fused, call, {(few ? 2 : units * unsigned(slices) * 2) * SPLITS, 1}, THREADS,
            SPLITS);
   if (!std::strncmp(way, "two nodes", 9)) {
-    launch(shrink_planes, call, {few ? 2 : units * unsigned(slices), SPLITS}, threads, 1);
-    launch(expand_planes, call, {few ? 2 : units, groups}, threads, 1);
+    launch(shrink_planes, call, {few ? 2 : units * unsigned(slices), SPLITS}, THREADS, 1);
+    launch(expand_planes, call, {few ? 2 : units, groups}, THREADS, 1);
   }
 }
