@@ -279,6 +279,8 @@ class Mortal:
                 said.write(f"{name}: {message}\n")
 
         def life() -> None:
+            # tqdm's own lock is shared between forks: one killed within it would hang the rest
+            tqdm.set_lock(threading.RLock())
             with (work / "said").open("a") as said:
                 said.write("a life begins\n")
             stage.run(name, work, self.kind.workflow, self.kind.pipeline, say)
