@@ -9,6 +9,7 @@ is our excess loss over B's, below 1 where ours is the lower, of means over the 
 calibration sample:
 
   flap       the lower of fluctuation with bias as published (standardized) and uniform
+             (flap_published: the former alone)
   llmpruner  the lower of taylor uniform and global
   best       the lowest of all methods as published, those that refit included
   recovered  ours and distill against taylor and lora, the same tokens, each with the learning rate
@@ -403,7 +404,12 @@ def figures(rows: Sequence[Row], dense: float) -> Figures:
     found: Figures = {"dense_nats": round(dense, 4)}
     for model, target in product(MODELS, TARGETS):
         suffix, percent = "" if model == "gqa" else f"_{model}", round(100 * target)
-        peers = {"flap": FLAP, "llmpruner": LLM_PRUNER, "best": PUBLISHED}
+        peers = {
+            "flap": FLAP,
+            "flap_published": FLAP[:1],
+            "llmpruner": LLM_PRUNER,
+            "best": PUBLISHED,
+        }
         mine = excess(rows, model, OURS, target)
         for peer, contenders in peers.items():
             others = [excess(rows, model, contender, target) for contender in contenders]
