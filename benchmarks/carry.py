@@ -83,7 +83,7 @@ class Bench:
 
     @property
     def rows(self) -> int:
-        return 40 if self.quick else 400
+        return 40 if self.quick else 1600
 
     @property
     def sequences(self) -> int:

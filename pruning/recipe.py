@@ -188,8 +188,8 @@ class AdapterDistillation(_Frozen):
     """Short training of carried adapters towards the dense base with the adapter as it was."""
 
     steps: int = Field(50, ge=1, le=10_000)
-    learning_rate: float = Field(2e-3, gt=0, description="the highest, of AdamW")
-    batch_tokens: int = Field(1024, ge=1, description="in a step, about: whole rows or sequences")
+    learning_rate: float = Field(4e-3, gt=0, description="the highest, of AdamW")
+    batch_tokens: int = Field(4096, ge=1, description="in a step, about: whole rows or sequences")
 
 
 class Recipe(_Frozen):

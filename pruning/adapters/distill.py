@@ -78,10 +78,11 @@ class _Loss:
         self.student, self.teacher, self.text = student, teacher, text
 
     def pieces(self, numbers: Sequence[int]) -> list[OwnText]:
-        """Sequences in pieces of at most MICRO_TOKENS, or one sequence."""
-        rows = max(1, MICRO_TOKENS // self.text.select(numbers).ids_ST.shape[1])
-        parts = [numbers[i : i + rows] for i in range(0, len(numbers), rows)]
-        return [self.text.select(part) for part in parts]
+        """Sequences, short ones first, in pieces of at most MICRO_TOKENS, or one sequence."""
+        chosen = self.text.select(numbers).by_length()
+        rows = max(1, MICRO_TOKENS // chosen.ids_ST.shape[1])
+        every = range(len(numbers))
+        return [chosen.select(every[i : i + rows]) for i in every[::rows]]
 
     def __call__(self, piece: OwnText) -> Tensor:
         """Summed over the piece."""

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from pydantic import BaseModel
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
+from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
