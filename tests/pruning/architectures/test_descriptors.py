@@ -59,8 +59,7 @@ def with_adapter(base: Path, directory: Path) -> Path:
     adapted = get_peft_model(load(base), LoraConfig(r=2, target_modules=list(linears)))
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:
-            # larger ones make scores so large that their rounding alone moves what is attended to
-            parameter.data = 0.1 * torch.randn_like(parameter)
+            parameter.data = 0.3 * torch.randn_like(parameter)
     adapted.save_pretrained(directory)
     return directory
 
@@ -124,6 +123,7 @@ def cases(draw: st.DrawFn) -> tuple[dict[str, Any], Plan]:
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.generate],  # shrinking would build hundreds of models
+    print_blob=True,
 )
 @given(case=cases())
 def test_sliced_saved_and_reloaded_it_is_the_silenced_base(
@@ -156,8 +156,9 @@ def test_sliced_saved_and_reloaded_it_is_the_silenced_base(
 
 
 def assert_same(slim: Any, dense: Any, ids: Tensor) -> None:
+    """In float64, the norms apart: one case in float32 was 1.7e-4 apart, in a single token."""
     with torch.no_grad():
-        found, wanted = slim(ids).logits, dense(ids).logits
+        found, wanted = slim.double()(ids).logits, dense.double()(ids).logits
     assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
 
 
