@@ -1,6 +1,7 @@
 """Quality of pruning: nats per token over the dense base, for all methods side by side.
 
-Usage: python benchmarks/quality.py [--quick] [--minutes N] [--work DIRECTORY] [--json FILE]
+Usage: python benchmarks/quality.py [--quick] [--minutes N] [--work DIRECTORY] [--workers N]
+                                    [--json FILE]
 
 The bundled base, whose query heads share KV heads (gqa), and a copy in which every query head has
 its own (mha: each KV head repeated, the same function) lose 25 % and 50 % of their body.  Every
@@ -16,13 +17,15 @@ calibration sample:
              that does best on text held out from training (of a quarter of the tokens, on the 50 %
              cut)
 
-The methods that decide a figure take three seeds, all others one; and the published methods are
-recovered too.  `monotone` is what cuts from 5 % to 60 % lose, on the whole held-out text, since
-small cuts differ by less than a part of it can tell: three seeds where cuts are small, else one.
-Its error is the standard error, over 16 parts of the text, of the difference between ours and
-uniform.  Rows go to DIRECTORY/rows.jsonl as they come; a run with the same DIRECTORY goes on from
-there, and begins nothing more after N minutes.  --quick: three methods, one seed, one target and
-little text.
+The methods that decide a figure take three seeds; every criterion with every allocator takes one,
+without recovery and with `distill`, the published methods with `lora` too.  `monotone` is what cuts
+from 5 % to 60 % lose, on the whole held-out text, since small cuts differ by less than a part of it
+can tell: three seeds where cuts are small, else one.  Its error is the standard error, over 16
+parts of the text, of the difference between ours and uniform.  carry_gap_closed is what carry.py
+found.  Rows go to DIRECTORY/rows.jsonl as they come; a run with the same DIRECTORY goes on from
+there, and begins nothing more after N minutes.  Workers are processes, of one thread each if there
+are several; a row names the GPU that measured it, if one did.  --quick: three methods, one seed,
+one target and little text.
 """
 
 import argparse
@@ -31,15 +34,18 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import product
+from itertools import filterfalse, product
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import report
+import torch
 from safetensors.torch import load_file, save_file
 
 from pruning import evaluation
@@ -62,6 +68,7 @@ SWEEP = (0.05, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
 SMALL = SWEEP[:2]
 PARTS = 16  # of the held-out text, one after the other
 TOKENS = 300_000  # of recovery
+CARRIED = ("25", "50", "50steps")
 RATES = {"distill": (5e-4, 1e-3), "lora": (1e-2, 2e-2)}
 
 Row = dict[str, Any]
@@ -146,6 +153,8 @@ CRITERIA = (
     "lora_guided pq obs"
 ).split()
 ALLOCATORS = (
+    method("uniform"),
+    method("global"),
     method("erk"),
     method("linear"),
     method("outlier"),
@@ -159,12 +168,10 @@ ALLOCATORS = (
 TABLE = (
     *PUBLISHED,
     *STEPS,
-    *(plain(name, "uniform") for name in CRITERIA),
-    *(plain(name, "global") for name in CRITERIA if name != "random"),
     *(plain(name, "uniform", refit=True) for name in ("random", "magnitude", "taylor")),
     *(
         Contender(f"{criterion} {allocator.name}", method(criterion), allocator)
-        for criterion, allocator in product(("taylor", "wanda"), ALLOCATORS)
+        for allocator, criterion in product(ALLOCATORS, CRITERIA)
     ),
 )
 ALL = tuple({contender.name: contender for contender in (*DECIDING, *TABLE)}.values())
@@ -223,6 +230,12 @@ class Bench:
     def excess_of_parts(self, model: Path) -> list[float]:
         pairs = zip(self.nats(model, *self.parts), self.dense_parts, strict=True)
         return [round(slim - dense, 5) for slim, dense in pairs]
+
+    @property
+    def rows(self) -> list[Row]:
+        """What this and earlier runs have found."""
+        path = self.work / "rows.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def spec(
         self, model: str, contender: Contender, target: float, seed: int, *recovery: Method
@@ -291,8 +304,13 @@ class Job:
             "rate": self.rate,
         }
 
-    def run(self, bench: Bench, needs: frozenset[Statistic], rows: Sequence[Row]) -> Row:
-        started, training = time.monotonic(), self._training(rows)
+    @property
+    def group(self) -> tuple[str, str, float, int]:
+        """Jobs of one group share a cut."""
+        return self.model, self.contender.name, self.target, self.seed
+
+    def run(self, bench: Bench, needs: frozenset[Statistic]) -> Row:
+        started, training = time.monotonic(), self._training(bench.rows)
         asked = bench.spec(self.model, self.contender, self.target, self.seed, *training)
         work = bench.cut(asked, self.contender, bench.calibrated(self.model, self.seed, needs))
         STAGES["recover"](asked, work, quiet)
@@ -309,6 +327,8 @@ class Job:
         widths = [
             (layer.num_kv_heads, layer.intermediate_size) for layer in Geometry.of(slim).layers
         ]
+        if torch.cuda.is_available():
+            found["gpu"] = torch.cuda.get_device_name()
         seconds = round(time.monotonic() - started, 1)
         return {**self.key, **found, "seconds": seconds, "widths": widths}
 
@@ -322,6 +342,10 @@ class Job:
         return [method(self.recovery, tokens=tokens, learning_rate=rate, batch=4, checks=5)]
 
 
+# jobs that share a cut, each with the statistics to collect
+Group = list[tuple[Job, frozenset[Statistic]]]
+
+
 def jobs(quick: bool) -> Iterator[tuple[Job, frozenset[Statistic]]]:
     """What is to be measured, what decides figures first, with the statistics to collect."""
     if quick:
@@ -330,15 +354,10 @@ def jobs(quick: bool) -> Iterator[tuple[Job, frozenset[Statistic]]]:
     for model, seed in product(MODELS, SEEDS):
         sharers = ALL if (model, seed) == ("gqa", 0) else DECIDING
         yield from sharing(sharers, deciding(model, seed))
-        if (model, seed) == ("gqa", 0):
-            yield from sharing(sharers, recovered(seed))
-    yield from sharing(ALL, of_first_seed())
+        yield from sharing(sharers, recovered(model, seed))
     for seed in SEEDS:
         yield from sharing(ALL if seed == 0 else DECIDING, swept(seed))
-    for seed in SEEDS[1:]:
-        yield from sharing(DECIDING, recovered(seed))
-    cells = product(reversed(TARGETS), PUBLISHED, RATES)
-    yield from sharing(ALL, (Job("gqa", c, target, 0, name) for target, c, name in cells))
+    yield from sharing(ALL, of_first_seed())
 
 
 def sharing(
@@ -354,21 +373,21 @@ def deciding(model: str, seed: int) -> Iterator[Job]:
         yield Job(model, contender, target, seed)
 
 
-def recovered(seed: int) -> Iterator[Job]:
-    """The learning rate is chosen on the first seed."""
+def recovered(model: str, seed: int) -> Iterator[Job]:
+    """The learning rate is chosen on the first seed of the bundled base."""
     pairs = (("distill", OURS), ("lora", LLM_PRUNER[0]))
-    for name, contender in pairs if seed == 0 else ():
+    for name, contender in pairs if (model, seed) == ("gqa", 0) else ():
         for rate in RATES[name]:
-            yield Job("gqa", contender, TARGETS[-1], 0, name, rate)
+            yield Job(model, contender, TARGETS[-1], seed, name, rate)
     for target, (name, contender) in product(reversed(TARGETS), pairs):
-        yield Job("gqa", contender, target, seed, name)
+        yield Job(model, contender, target, seed, name)
 
 
 def of_first_seed() -> Iterator[Job]:
     """The rest of the table."""
-    others = [contender for contender in ALL if contender not in DECIDING]
-    for contender, target in product(others, TARGETS):
-        yield Job("gqa", contender, target, 0)
+    for contender, target in product(ALL, TARGETS):
+        for recovery in ("none", *RATES) if contender in PUBLISHED else ("none", "distill"):
+            yield Job("gqa", contender, target, 0, recovery)
 
 
 def swept(seed: int) -> Iterator[Job]:
@@ -423,7 +442,7 @@ def figures(rows: Sequence[Row], dense: float) -> Figures:
         if not any(map(math.isnan, trained)):
             name = f"recovered{percent}_vs_llmpruner_lora{suffix}"
             found[name] = round(trained[0] / trained[1], 3)
-    return found | monotone(rows)
+    return found | monotone(rows) | carried()
 
 
 def monotone(rows: Sequence[Row]) -> Figures:
@@ -440,6 +459,12 @@ def monotone(rows: Sequence[Row]) -> Figures:
         t for t, found in table.items() if found["ours"] > min(found["uniform"], found["random"])
     ]
     return {"monotone": table, "monotone_worse_at": worse}
+
+
+def carried() -> Figures:
+    """The share of the gap between slices and dense adapters that carry.py found to be closed."""
+    known = json.loads((report.RESULTS / "carry.json").read_text())["figures"]
+    return {f"carry_gap_closed_{what}": known[f"carry_gap_closed_{what}"] for what in CARRIED}
 
 
 def whole(rows: Sequence[Row], contender: Contender, target: float) -> list[float]:
@@ -468,22 +493,48 @@ class Wanted:
     recovery: str
 
 
-def measured(bench: Bench, quick: bool, minutes: float) -> list[Row]:
+def measured(bench: Bench, quick: bool, minutes: float, workers: int) -> list[Row]:
     """All rows, those of earlier runs first."""
-    path, end = bench.work / "rows.jsonl", time.monotonic() + 60 * minutes
-    rows: list[Row] = []
-    if path.exists():
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    end, known = time.monotonic() + 60 * minutes, bench.rows
+    groups: dict[tuple[Any, ...], Group] = {}
     for job, needs in jobs(quick):
-        if any(job.key.items() <= row.items() for row in rows):
-            continue
-        if time.monotonic() > end:
-            break
-        rows.append(job.run(bench, needs, rows))
-        with path.open("a") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
-        print(rows[-1], flush=True)
-    return rows
+        if not any(job.key.items() <= row.items() for row in known):
+            groups.setdefault(job.group, []).append((job, needs))
+    shared = {(job.model, job.seed, needs) for group in groups.values() for job, needs in group}
+    for model in {model for model, _, _ in shared}:
+        bench.base(model)  # written once, before the workers look for it
+    each(bench.calibrated, shared, workers)
+    waiting = list(groups.values())
+    for wave in (filter(tries, waiting), filterfalse(tries, waiting)):
+        each(run, [(bench, group, end) for group in wave], workers)
+    return bench.rows
+
+
+def tries(group: Group) -> bool:
+    """Whether it tries learning rates, which others wait for."""
+    return any(job.rate is not None for job, _ in group)
+
+
+def run(bench: Bench, group: Group, end: float) -> None:
+    """Add the rows of a group to the file, in one write each."""
+    for job, needs in group:
+        if time.monotonic() < end:
+            line = json.dumps(job.run(bench, needs)) + "\n"
+            with (bench.work / "rows.jsonl").open("a") as file:
+                file.write(line)
+            print(line, end="", flush=True)
+
+
+def each(do: Callable[..., object], calls: Iterable[tuple[Any, ...]], workers: int) -> None:
+    """Do it with the arguments of each call, in `workers` processes."""
+    if workers == 1:
+        for arguments in calls:
+            do(*arguments)
+        return
+    start = torch.set_num_threads
+    with ProcessPoolExecutor(workers, get_context("spawn"), start, (1,)) as pool:
+        for future in as_completed([pool.submit(do, *arguments) for arguments in calls]):
+            future.result()
 
 
 def quiet(fraction: float, message: str) -> None:
@@ -495,13 +546,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--work", type=Path)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = (options.work or Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)
         bench = Bench(work, 16, 16) if options.quick else Bench(work)
-        rows = measured(bench, options.quick, options.minutes)
+        rows = measured(bench, options.quick, options.minutes, options.workers)
         print(report.write("quality", figures(rows, bench.dense), rows, options.json))
 
 
