@@ -179,6 +179,7 @@ __global__ void __launch_bounds__(THREADS, DECODE_BLOCKS) decode_fused(const Cal
     const Work& work = item.work;
     if (round) __syncthreads();
     const int rank = work.find(call, found), pitch = pitch_of(rank);
+    if (!rank) continue;  // a round in which nothing is sent would let blocks run ahead of others
     const int quads = work.unit.rows * rank / 4, mine = (quads + SPLITS - 1 - place) / SPLITS;
     if (threadIdx.x == 0) {
       staged->expect(SPLITS * mine * sizeof(float4));

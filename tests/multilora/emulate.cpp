@@ -1,11 +1,12 @@
-// Runs the GPU's kernels on the emulated one, as cuda.cu launches them.
+// Runs the GPU's kernels on the emulated one, as cuda.cu launches them; false: a block sent something
+// to one that had ended.
 #include <cstring>
 
 #include "gpu_kernels.cuh"
 
 using namespace multilora;
 
-extern "C" void emulate(const char* way, void* y, const void* x, const void* table,
+extern "C" bool emulate(const char* way, void* y, const void* x, const void* table,
                         const int64_t* columns, const int32_t* slots, const float* weights,
                         const int32_t* plan, float* planes, const int64_t* sizes) {
   const auto [rows, inputs, outputs, slices, width, stride] =
@@ -41,4 +42,5 @@ extern "C" void emulate(const char* way, void* y, const void* x, const void* tab
     launch(shrink_planes, call, {few ? 2 : units * unsigned(slices), SPLITS}, THREADS, 1);
     launch(expand_planes, call, {few ? 2 : units, groups}, THREADS, 1);
   }
+  return !machine.is_lost;
 }

@@ -1,6 +1,7 @@
 // A GPU in slow motion: the threads of a cluster as coroutines on one CPU thread.
 //
 // Each runs until it has to wait for others; barriers, shuffles and matrix products meet there.
+// By chance blocks and warps are left behind, and what is sent to another block arrives later.
 #pragma once
 
 #include <ucontext.h>
@@ -10,6 +11,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <random>
 #include <vector>
 
 #undef __device__
@@ -51,6 +53,15 @@ struct Machine {
   std::vector<Group> warps, blocks;
   Group cluster;
   std::vector<float> lanes;  // what threads show the others of their warp
+  struct Sent {
+    float4* to;
+    float4 value;
+    struct Barrier* told;
+    int place;
+  };
+  std::vector<Sent> sent;  // and not yet there
+  std::minstd_rand random;
+  bool is_lost = false;  // whether something was sent to a block that had ended
   ucontext_t scheduler;
   Thread* current = nullptr;
 };
@@ -101,10 +112,22 @@ struct Barrier {
 };
 
 inline void send(float4* mine, const float4& value, Barrier* barrier, int place) {
-  *in_block(mine, place) = value;
-  Barrier& told = *in_block(barrier, place);
-  told.bytes -= sizeof(value);
-  told.pass();
+  machine.sent.push_back({in_block(mine, place), value, in_block(barrier, place), place});
+}
+
+// Some of what is on its way, in any order.
+inline void deliver() {
+  auto& sent = machine.sent;
+  for (auto count = machine.random() % (sent.size() + 1); count; --count) {
+    std::swap(sent[machine.random() % sent.size()], sent.back());
+    const auto [to, value, told, place] = sent.back();
+    sent.pop_back();
+    const auto* threads = &machine.threads[place * blockDim.x];
+    machine.is_lost |= std::all_of(threads, threads + blockDim.x, [](auto& t) { return t.done; });
+    *to = value;
+    told->bytes -= sizeof(value);
+    told->pass();
+  }
 }
 inline void copy_async(void* shared, const void* global) { std::memcpy(shared, global, 16); }
 inline void commit_copies() {}
@@ -197,15 +220,23 @@ inline void run_cluster(Index first, int size) {
   }
   for (bool alive = true; alive;) {
     alive = false;
+    deliver();
+    const int left = machine.random() % all;  // behind: its block, its warp, or all other blocks
+    const int which = machine.random() % 4;
     for (auto& thread : machine.threads) {
       if (thread.done) continue;
       alive = true;
+      const int i = &thread - machine.threads.data();
+      const bool in_block = thread.place == left / threads, in_warp = i / 32 == left / 32;
+      if ((which == 0 && in_block) || (which == 1 && in_warp) || (which == 2 && !in_block)) continue;
       machine.current = &thread;
       threadIdx = thread.thread;
       blockIdx = thread.block;
       swapcontext(&machine.scheduler, &thread.context);
     }
   }
+  machine.is_lost |= !machine.sent.empty();
+  machine.sent.clear();
 }
 
 template <class Kernel, class Call>

@@ -88,3 +88,23 @@ def test_a_row_has_the_same_bits_in_batches_of_every_size(steps: dict[str, Any])
     for tokens in (1, 5, 16, 63, 130, 511, 513, 1000):
         which = torch.randperm(2048)[:tokens]
         assert torch.equal(deltas(which), of_all[which])
+
+
+def test_units_that_have_nothing_to_add_hold_up_nobody(steps: dict[str, Any]):
+    torch.manual_seed(0)
+    pool, exact, _ = pools(steps)
+    for one in (pool, exact):
+        one.unload(1)
+    several = [Compositions(200, 1, device) for device in ("cuda", "cpu")]  # more than clusters
+    x, rows = torch.randn(200, 2048).bfloat16(), torch.arange(200)
+    y, expected = torch.zeros(200, 3072).bfloat16().cuda(), torch.zeros(200, 3072).double()
+    for one, deltas, of_it, inputs in zip(
+        several, (y, expected), (pool, exact), (x.cuda(), x.double()), strict=True
+    ):
+        for composition in range(200):
+            one.set(composition, [(composition // 2 % SLOTS, 1.0)])
+        batch = Batch(one, 200)
+        batch.update(rows)
+        apply_(deltas, inputs, of_it, "qkv", batch)
+    error = (y.cpu().double() - expected).abs().amax(1)
+    assert (error <= steps["TOLERANCE"][torch.bfloat16] * expected.abs().amax(1)).all()
