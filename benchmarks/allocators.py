@@ -6,10 +6,10 @@ Usage: python benchmarks/allocators.py [--quick] [--criteria A,B] [--without-tri
 Every allocator spends the same targets with the same scores of a few criteria; what the slim model
 loses against the dense one on held-out text is told in nats per token, without any recovery.
 `ffn80` removes 80 % of the FFN channels alone, the other targets are fractions of the body and
-take both kinds.  A seed draws the calibration text (and the mutations of search); the two
-allocators that run the whole base, rate_distortion and search, take one seed, or none
---without-trials.  Seed by seed, three in all, as far as the minutes suffice.  --quick: one
-criterion, one seed, one target, and no trials.
+take both kinds.  A seed draws the calibration text (and the mutations of search, which does
+without its rounds of dynamic programming here); the two allocators that run the whole base,
+rate_distortion and search, take one seed, or none --without-trials.  Seed by seed, three in all, as
+far as the minutes suffice.  --quick: one criterion, one seed, one target, and no trials.
 """
 
 import argparse
@@ -46,7 +46,7 @@ CRITERIA = ("taylor", "magnitude", "fluctuation")
 TARGETS = ("0.5", "0.25", "ffn80")
 WHOLE_BASE: Mapping[str, dict[str, Any]] = {  # less than their defaults, for the sake of time
     "rate_distortion": {"levels": 4, "sequences": 4},
-    "search": {"generations": 8, "offspring": 8, "sequences": 12},
+    "search": {"rounds": 0, "generations": 8, "offspring": 8, "sequences": 12},
 }
 PARAMS: Mapping[str, dict[str, Any]] = {"proportional": {"most": 0.9}, **WHOLE_BASE}
 CALIBRATION = Text(file="text/calibration.txt", sequences=32, length=256)

@@ -20,12 +20,12 @@ calibration sample:
 The methods that decide a figure take three seeds; every criterion with every allocator takes one,
 without recovery and with `distill`, the published methods with `lora` too.  `monotone` is what cuts
 from 5 % to 60 % lose, on the whole held-out text, since small cuts differ by less than a part of it
-can tell: three seeds where cuts are small, else one.  Its error is the standard error, over 16
-parts of the text, of the difference between ours and uniform.  carry_gap_closed is what carry.py
-found.  Rows go to DIRECTORY/rows.jsonl as they come; a run with the same DIRECTORY goes on from
-there, and begins nothing more after N minutes.  Workers are processes, of one thread each if there
-are several; a row names the GPU that measured it, if one did.  --quick: three methods, one seed,
-one target and little text.
+can tell: three seeds where cuts are small, else one; "evolved" is ours by evolution alone.  Its
+error is the standard error, over 16 parts of the text, of the difference between that and uniform.
+carry_gap_closed is what carry.py found.  Rows go to DIRECTORY/rows.jsonl as they come; a run with
+the same DIRECTORY goes on from there, and begins nothing more after N minutes.  Workers are
+processes, of one thread each if there are several; a row names the GPU that measured it, if one
+did.  --quick: three methods, one seed, one target and little text.
 """
 
 import argparse
@@ -109,16 +109,17 @@ def flap(allocator: str) -> Contender:
     )
 
 
-def ours(**search: Any) -> Contender:
+def ours(name: str = "ours", **search: Any) -> Contender:
     return Contender(
-        "ours",
+        name,
         method("obs", tokens="guided"),
         method("search", refit=True, fitness="divergence", **search),
         refit=method("closed_form", goal="stream"),
     )
 
 
-OURS = ours(generations=12, sequences=16)
+OURS = ours(rounds=2, generations=6, sequences=32)
+EVOLVED = ours("evolved", rounds=0, generations=12, sequences=16)  # ours, by evolution alone
 FLAP = (flap("standardized"), flap("uniform"))
 LLM_PRUNER = (plain("taylor"), plain("taylor", "global"))
 ZIPLM, FASP = plain("obs", refit=True), plain("wanda", refit=True)
@@ -138,15 +139,18 @@ PUBLISHED = (
 )
 DECIDING = (OURS, ZIPLM, FASP, *FLAP, *LLM_PRUNER)
 STEPS = (
-    Contender("ours, widths uniform", OURS.criterion, refit=OURS.refit),
-    Contender("ours, tokens alike", method("obs"), OURS.allocator, refit=OURS.refit),
+    EVOLVED,
+    Contender("evolved, widths uniform", OURS.criterion, refit=OURS.refit),
+    Contender("evolved, tokens alike", method("obs"), EVOLVED.allocator, refit=OURS.refit),
     Contender(
-        "ours, goal layer",
+        "evolved, goal layer",
         OURS.criterion,
-        OURS.allocator,
+        EVOLVED.allocator,
         refit=method("closed_form"),
     ),
-    Contender("obs search", method("obs"), method("search", generations=12, sequences=16)),
+    Contender(
+        "obs search", method("obs"), method("search", rounds=0, generations=12, sequences=16)
+    ),
 )
 CRITERIA = (
     "random magnitude taylor fluctuation wanda minitron cfsp entropy gblm ecoflap relevance "
@@ -163,7 +167,7 @@ ALLOCATORS = (
     method("sigmoid"),
     method("standardized"),
     method("rate_distortion", levels=4, sequences=4),
-    method("search", generations=8, offspring=8, sequences=12),
+    method("search", rounds=0, generations=8, offspring=8, sequences=12),
 )
 TABLE = (
     *PUBLISHED,
@@ -175,8 +179,8 @@ TABLE = (
     ),
 )
 ALL = tuple({contender.name: contender for contender in (*DECIDING, *TABLE)}.values())
-COMPARED = (OURS, ZIPLM, plain("random", refit=True))
-QUICK = (ours(generations=1, offspring=2, sequences=4), FLAP[1], LLM_PRUNER[0])
+COMPARED = (EVOLVED, ZIPLM, plain("random", refit=True))
+QUICK = (ours(rounds=1, levels=2, generations=1, offspring=2, sequences=4), FLAP[1], LLM_PRUNER[0])
 
 
 @dataclass(frozen=True)
@@ -446,17 +450,17 @@ def figures(rows: Sequence[Row], dense: float) -> Figures:
 
 
 def monotone(rows: Sequence[Row]) -> Figures:
-    """By target: ours, uniform and random, means over their seeds; and where ours is not lowest."""
+    """By target the means over the seeds of all three; and where the first is not lowest."""
     table = {}
     for target in SWEEP:
         parts = [whole(rows, contender, target) for contender in COMPARED]
         if all(parts):
-            found = dict(zip(("ours", "uniform", "random"), map(mean, parts), strict=True))
+            found = dict(zip(("evolved", "uniform", "random"), map(mean, parts), strict=True))
             apart = [mine - other for mine, other in zip(*parts[:2], strict=True)]
             found["error"] = stdev(apart) / math.sqrt(PARTS)
             table[f"{target:g}"] = {name: round(value, 5) for name, value in found.items()}
     worse = [
-        t for t, found in table.items() if found["ours"] > min(found["uniform"], found["random"])
+        t for t, found in table.items() if found["evolved"] > min(found["uniform"], found["random"])
     ]
     return {"monotone": table, "monotone_worse_at": worse}
 

@@ -1,31 +1,38 @@
-"""Search: an evolution of widths, judged by the real loss of the masked base.
+"""Search: dynamic programming, then an evolution of widths, by the real loss of the masked base.
 
-Level-switch mutations that keep the budget, and selection on more and more text, are those of
-Sieberling et al., "EvoPress: Accurate Dynamic Model Compression via Evolutionary Search",
-ICML 2025, https://arxiv.org/abs/2410.14649.  Uniform and global widths are its first parents, so
-that only what has a lower loss than both on the calibration text is chosen over them.  With `refit`
-the readers are refit to every candidate, so that widths are judged as `closed_form` will repair
-them; the fitness `divergence`, from the dense base's distributions, tells candidates apart on less
-text than the loss does.  The whole
-base is held in memory in float32 (`memory_gib` bounds it): it is meant for small bases.
+Each round of the programming measures what the loss becomes when one block alone changes its width,
+and takes the widths that would be best were these changes additive; the first round starts from the
+dense base, as in rate-distortion (Xu et al., ICCV 2023, https://arxiv.org/abs/2308.10438), each
+other from what the last has found, where changes are smaller and so nearer to additive.  Mutations
+that switch levels and keep the budget, and selection on more and more text, are those of Sieberling
+et al., "EvoPress: Accurate Dynamic Model Compression via Evolutionary Search", ICML 2025,
+https://arxiv.org/abs/2410.14649.  Uniform and global widths are parents too, so that only what has
+a lower loss than both on the calibration text is chosen over them.  With `refit` the readers are
+refit to every candidate, so that widths are judged as `closed_form` will repair them; the fitness
+`divergence`, from the dense base's distributions, tells candidates apart on less text than the loss
+does.  The whole base is held in memory in float32 (`memory_gib` bounds it): it is meant for small
+bases.
 """
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 from pruning.allocation.budget import Space
+from pruning.allocation.programming import changed, least, widest
 from pruning.allocation.selection import select
 from pruning.allocation.spread import settled
 from pruning.allocation.trial import Trial
-from pruning.allocators import uniform
 from pruning.methods.allocators import SearchParams
-from pruning.methods.entry import Params
 from pruning.plan import Widths
 from pruning.recipe import Method
 from pruning.registry import Problem, allocator
+from pruning.units import Kind
 
 Loss = Callable[[Widths, int], float]  # on the first so many sequences
 
+_ROUND_PART = 4  # of the text is what a round looks at
 _SELECTIONS = ((16, 4), (4, 2))  # one of so many sequences, and how many pass it
 _AMOUNTS = (1 / 32, 1 / 16, 1 / 8)  # of the dense FFN width: what one switch moves
 
@@ -37,12 +44,18 @@ def allocate(problem: Problem, params: SearchParams) -> Widths:
     trial = Trial(problem.checkpoint, ids_ST, problem.statistics, damping)
     fitness = trial.loss if params.fitness == "loss" else trial.divergence
 
+    @cache
     def loss(widths: Widths, sequences: int) -> float:
         plan = select(problem.scores, widths, problem.recipe.bias_compensation)
         return fitness(plan, sequences)
 
-    globally, _, default = allocator(Method(name="global"))
-    first = [uniform.allocate(problem, Params()), globally(problem, default)]
+    first = []
+    for name in ("uniform", "global"):
+        parent, _, default = allocator(Method(name=name))
+        first.append(parent(problem, default))
+    for number, widths in enumerate(approach(problem.space, loss, params), start=1):
+        _tell(problem, params, number, f"round {number} of at most {params.rounds}")
+        first.append(widths)
     generator = random.Random(problem.recipe.seed)
     *_, fittest = _told(problem, evolve(problem.space, first, loss, params, generator), params)
     return fittest
@@ -51,9 +64,30 @@ def allocate(problem: Problem, params: SearchParams) -> Widths:
 def _told(
     problem: Problem, generations: Iterator[Widths], params: SearchParams
 ) -> Iterator[Widths]:
-    for done, fittest in enumerate(generations):
-        problem.progress(done / params.generations, f"generation {done} of {params.generations}")
+    for number, fittest in enumerate(generations):
+        message = f"generation {number} of {params.generations}"
+        _tell(problem, params, params.rounds + number, message)
         yield fittest
+
+
+def _tell(problem: Problem, params: SearchParams, done: int, message: str) -> None:
+    problem.progress(done / (params.rounds + params.generations), message)
+
+
+def approach(space: Space, loss: Loss, params: SearchParams) -> Iterator[Widths]:
+    """What each round of the programming finds, as long as the loss falls."""
+    around, lowest = widest(space), math.inf
+    sequences = max(1, params.sequences // _ROUND_PART)
+    for finer in range(params.rounds):
+
+        def measure(kind: Kind, layer: int, count: int, around: Widths = around) -> float:
+            return loss(changed(around, kind, layer, count), sequences)
+
+        around = least(space, measure, params.levels + finer)
+        yield around
+        if loss(around, params.sequences) >= lowest:
+            return
+        lowest = loss(around, params.sequences)
 
 
 def evolve(

@@ -61,6 +61,8 @@ class RateDistortionParams(WholeBaseParams):
 
 
 class SearchParams(WholeBaseParams):
+    rounds: int = Field(4, ge=0, le=100)  # of dynamic programming, at most, before the evolution
+    levels: int = Field(8, ge=1, le=64)  # widths of each block that a round measures
     generations: int = Field(16, ge=1, le=10000)
     offspring: int = Field(12, ge=1, le=1000)
     sequences: int = Field(32, ge=1)  # of the calibration text; selection starts on fewer
@@ -191,7 +193,7 @@ ENTRIES = (
     MethodEntry(
         "allocator",
         "search",
-        "evolution of widths by the real loss, from uniform and global on (EvoPress)",
+        "dynamic programming, then evolution (EvoPress) of widths, by the real loss",
         Paper(
             "Sieberling et al.",
             "EvoPress: Accurate Dynamic Model Compression via Evolutionary Search",

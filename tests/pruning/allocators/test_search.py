@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pruning.allocation import budget, targets
+from pruning.allocation import budget, programming, targets
 from pruning.allocation.budget import Space
+from pruning.allocation.programming import cheapest
 from pruning.allocation.selection import select
 from pruning.allocation.spread import settled
 from pruning.allocation.trial import Trial
-from pruning.allocators import rate_distortion, search
-from pruning.allocators.rate_distortion import cheapest
+from pruning.allocators import search
 from pruning.errors import InvalidInput
 from pruning.geometry import Geometry, Layer
 from pruning.methods.allocators import SearchParams
@@ -83,6 +83,33 @@ def test_a_mutation_keeps_the_budget_the_floors_and_the_multiples(
     assert all(width % multiple == 0 or width == 640 for width in widths.ffn_channels)
 
 
+def test_a_round_finds_the_best_widths_where_blocks_add_up_and_no_second_is_better():
+    room = space(recipe("search", units=["ffn_channel"]))
+
+    def loss(widths: Widths, sequences: int) -> float:
+        return sum((i + 1) * (640 - width) ** 2.0 for i, width in enumerate(widths.ffn_channels))
+
+    params = SearchParams(rounds=5, levels=40)
+    found = list(search.approach(room, loss, params))
+    assert len(found) == 2  # the second does not lower the loss
+    assert found[0] == found[1]
+    generator = random.Random(0)
+    others = {search.mutated(room, found[0], generator) for _ in range(200)}
+    assert len(others) > 20
+    assert all(loss(found[0], 1) <= loss(other, 1) for other in others)
+
+
+def test_rounds_follow_what_other_blocks_have_lost():
+    room = space(recipe("search", units=["ffn_channel"]))
+
+    def loss(widths: Widths, sequences: int) -> float:  # of what neighbours lose together
+        lost = [1 - width / 640 for width in widths.ffn_channels]
+        return sum(lost[i] ** 2 + 40 * lost[i] * lost[i + 1] for i in range(5)) + lost[5] ** 2
+
+    first, *later = search.approach(room, loss, SearchParams(rounds=6, levels=8))
+    assert min(loss(widths, 1) for widths in later) < loss(first, 1)
+
+
 def test_evolution_nears_the_widths_of_least_loss_and_never_turns_back():
     room = space(recipe("search", units=["ffn_channel"]))
 
@@ -139,7 +166,7 @@ def test_widths_tried_on_a_real_base_meet_the_target_and_search_is_never_worse_t
     ids: Tensor,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(rate_distortion, "_MOST_WIDTHS", 8)  # of 44
+    monkeypatch.setattr(programming, "_MOST_WIDTHS", 8)  # of 44
     checkpoint = Checkpoint(dense_base("llama"))
     params = {"search": {"generations": 2, "offspring": 4, "sequences": 5}}
     asked = recipe(
