@@ -99,7 +99,7 @@ def evolve(
 ) -> Iterator[Widths]:
     """The fittest of the first, then of each generation; its loss never rises."""
     parent = min(first, key=lambda widths: loss(widths, params.sequences))
-    least = loss(parent, params.sequences)
+    lowest = loss(parent, params.sequences)
     yield parent
     for _ in range(params.generations):
         offspring = {mutated(space, parent, generator): None for _ in range(params.offspring)}
@@ -110,8 +110,8 @@ def evolve(
             passed = sorted(passed, key=lambda widths: loss(widths, sequences))[:count]
         for widths in passed:
             found = loss(widths, params.sequences)
-            if found < least:
-                parent, least = widths, found
+            if found < lowest:
+                parent, lowest = widths, found
         yield parent
 
 
