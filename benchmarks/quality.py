@@ -502,8 +502,9 @@ def measured(bench: Bench, quick: bool, minutes: float, workers: int) -> list[Ro
     end, known = time.monotonic() + 60 * minutes, bench.rows
     groups: dict[tuple[Any, ...], Group] = {}
     for job, needs in jobs(quick):
-        if not any(job.key.items() <= row.items() for row in known):
-            groups.setdefault(job.group, []).append((job, needs))
+        group = groups.setdefault(job.group, [])
+        if (job, needs) not in group and not any(job.key.items() <= row.items() for row in known):
+            group.append((job, needs))
     shared = {(job.model, job.seed, needs) for group in groups.values() for job, needs in group}
     for model in {model for model, _, _ in shared}:
         bench.base(model)  # written once, before the workers look for it
