@@ -137,9 +137,8 @@ PUBLISHED = (
     plain("relevance", "global"),
     plain("magnitude", "global"),
 )
-DECIDING = (OURS, ZIPLM, FASP, *FLAP, *LLM_PRUNER)
+DECIDING = (OURS, EVOLVED, ZIPLM, FASP, *FLAP, *LLM_PRUNER)
 STEPS = (
-    EVOLVED,
     Contender("evolved, widths uniform", OURS.criterion, refit=OURS.refit),
     Contender("evolved, tokens alike", method("obs"), EVOLVED.allocator, refit=OURS.refit),
     Contender(

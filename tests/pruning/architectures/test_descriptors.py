@@ -54,12 +54,15 @@ def write(family: str, shape: dict[str, Any], directory: Path) -> Path:
 
 
 def with_adapter(base: Path, directory: Path) -> Path:
-    """A LoRA on every linear, as PEFT writes it."""
+    """A LoRA on every linear, as PEFT writes it; about a third of what the base computes.
+
+    One that outweighs the base makes scores so large that rounding alone may move them by 1e-4.
+    """
     linears = Geometry.of(base).architecture.linears
     adapted = get_peft_model(load(base), LoraConfig(r=2, target_modules=list(linears)))
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:
-            parameter.data = 0.3 * torch.randn_like(parameter)
+            parameter.data = 0.1 * torch.randn_like(parameter)
     adapted.save_pretrained(directory)
     return directory
 
@@ -148,18 +151,20 @@ def test_sliced_saved_and_reloaded_it_is_the_silenced_base(
     ids = torch.randint(0, 40, (2, 9), generator=torch.Generator().manual_seed(1))
     dense, slim = load(base), load(work / "slim")
     silence(dense, plan, checkpoint.geometry)
-    assert_same(slim, dense, ids)
+    # norms of a narrowed hidden state have other weights, rounded to float32
+    tolerance = 1e-9 if plan.hidden_channels is None else 1e-4
+    assert_same(slim, dense, ids, tolerance)
     assert sum(p.numel() for p in slim.parameters()) == slim_geometry.parameters
     adapted = PeftModel.from_pretrained(load(base), adapter).eval()
     silence(adapted.base_model.model, plan, checkpoint.geometry)
-    assert_same(PeftModel.from_pretrained(slim, work / "carried").eval(), adapted, ids)
+    assert_same(PeftModel.from_pretrained(slim, work / "carried").eval(), adapted, ids, tolerance)
 
 
-def assert_same(slim: Any, dense: Any, ids: Tensor) -> None:
-    """In float64, the norms apart: one case in float32 was 1.7e-4 apart, in a single token."""
+def assert_same(slim: Any, dense: Any, ids: Tensor, tolerance: float) -> None:
+    """In float64, so that what is left is no rounding."""
     with torch.no_grad():
         found, wanted = slim.double()(ids).logits, dense.double()(ids).logits
-    assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    assert (found - wanted).abs().max() <= tolerance * wanted.abs().max()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
