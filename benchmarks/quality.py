@@ -139,7 +139,7 @@ PUBLISHED = (
 )
 DECIDING = (OURS, EVOLVED, ZIPLM, FASP, *FLAP, *LLM_PRUNER)
 STEPS = (
-    Contender("evolved, widths uniform", OURS.criterion, refit=OURS.refit),
+    Contender("ours, widths uniform", OURS.criterion, refit=OURS.refit),
     Contender("evolved, tokens alike", method("obs"), EVOLVED.allocator, refit=OURS.refit),
     Contender(
         "evolved, goal layer",

@@ -10,6 +10,7 @@ from torch import Tensor
 from pruning.allocation.budget import Counts, Space
 from pruning.allocation.spread import settled, widths
 from pruning.plan import Widths
+from pruning.progress import Progress
 from pruning.units import Kind
 
 Curves = Mapping[int, list[float]]  # layer → a measure at each of its widths, widest first
@@ -18,15 +19,21 @@ Measure = Callable[[Kind, int, int], float]  # kind, layer, units that stay ther
 _MOST_WIDTHS = 64  # that the programming looks at in a layer
 
 
-def least(space: Space, measure: Measure, levels: int) -> Widths:
+def least(space: Space, measure: Measure, levels: int, progress: Progress) -> Widths:
     """The best split between the kinds, and the best widths within each.
 
     Each block is measured at its dense width and `levels` others, the narrowest among them; between
     them the measure is taken to be linear.
     """
     groups, channels = space.kv_groups, _thinned(space.ffn_channels)
-    of_groups = cheapest(_curves("kv_group", groups, measure, levels))
-    of_channels = cheapest(_curves("ffn_channel", channels, measure, levels))
+    counts: dict[Kind, Counts] = {"kv_group": groups, "ffn_channel": channels}
+    curves: dict[Kind, dict[int, list[float]]] = {kind: {} for kind in counts}
+    blocks = [(kind, layer) for kind, layers in counts.items() for layer in layers]
+    for number, (kind, layer) in enumerate(blocks):
+        progress(number / len(blocks), f"{kind}s of layer {layer + 1}")
+        curve = _curve(counts[kind][layer], partial(measure, kind, layer), levels)
+        curves[kind][layer] = curve
+    of_groups, of_channels = cheapest(curves["kv_group"]), cheapest(curves["ffn_channel"])
     best: tuple[float, int, int] | None = None
     for out in range(len(of_groups)):
         totals = space.split(out)
@@ -79,12 +86,6 @@ def _backtrack(layers: Sequence[int], taken: Sequence[Tensor], steps: int) -> di
         found[layer] = int(who[steps])
         steps -= found[layer]
     return found
-
-
-def _curves(kind: Kind, counts: Counts, measure: Measure, levels: int) -> Curves:
-    return {
-        layer: _curve(kept, partial(measure, kind, layer), levels) for layer, kept in counts.items()
-    }
 
 
 def _curve(kept: Sequence[int], measure: Callable[[int], float], levels: int) -> list[float]:

@@ -15,12 +15,13 @@ from pruning.allocation.trial import Trial
 from pruning.methods.allocators import RateDistortionParams
 from pruning.plan import Widths
 from pruning.registry import Problem
-from pruning.units import KINDS, Kind
+from pruning.units import Kind
 
 
 def allocate(problem: Problem, params: RateDistortionParams) -> Widths:
     """The best widths, were distortions additive."""
-    return least(problem.space, _Distortion(problem, params.sequences), params.levels)
+    distortion = _Distortion(problem, params.sequences)
+    return least(problem.space, distortion, params.levels, problem.progress)
 
 
 class _Distortion:
@@ -39,9 +40,6 @@ class _Distortion:
         narrowed = changed(self._widest, kind, layer, count)
         if narrowed == self._widest:
             return 0.0
-        num_layers = self._problem.space.num_layers
-        done = (KINDS.index(kind) * num_layers + layer) / (len(KINDS) * num_layers)
-        self._problem.progress(done, f"distortion of layer {layer + 1}")
         error, tokens = 0.0, 0
         found = self._states_of(narrowed)
         for before_STH, after_STH in zip(self._states, found, strict=True):

@@ -26,6 +26,7 @@ from pruning.allocation.spread import settled
 from pruning.allocation.trial import Trial
 from pruning.methods.allocators import SearchParams
 from pruning.plan import Widths
+from pruning.progress import Progress
 from pruning.recipe import Method
 from pruning.registry import Problem, allocator
 from pruning.units import Kind
@@ -53,29 +54,29 @@ def allocate(problem: Problem, params: SearchParams) -> Widths:
     for name in ("uniform", "global"):
         parent, _, default = allocator(Method(name=name))
         first.append(parent(problem, default))
-    for number, widths in enumerate(approach(problem.space, loss, params), start=1):
-        _tell(problem, params, number, f"round {number} of at most {params.rounds}")
-        first.append(widths)
+    stages = params.rounds + params.generations
+
+    def progress(stage: float, message: str) -> None:
+        problem.progress(stage / stages, message)
+
+    first += approach(problem.space, loss, params, progress)
     generator = random.Random(problem.recipe.seed)
-    *_, fittest = _told(problem, evolve(problem.space, first, loss, params, generator), params)
+    *_, fittest = _told(evolve(problem.space, first, loss, params, generator), params, progress)
     return fittest
 
 
 def _told(
-    problem: Problem, generations: Iterator[Widths], params: SearchParams
+    generations: Iterator[Widths], params: SearchParams, progress: Progress
 ) -> Iterator[Widths]:
     for number, fittest in enumerate(generations):
-        message = f"generation {number} of {params.generations}"
-        _tell(problem, params, params.rounds + number, message)
+        progress(params.rounds + number, f"generation {number} of {params.generations}")
         yield fittest
 
 
-def _tell(problem: Problem, params: SearchParams, done: int, message: str) -> None:
-    problem.progress(done / (params.rounds + params.generations), message)
-
-
-def approach(space: Space, loss: Loss, params: SearchParams) -> Iterator[Widths]:
-    """What each round of the programming finds, as long as the loss falls."""
+def approach(
+    space: Space, loss: Loss, params: SearchParams, progress: Progress
+) -> Iterator[Widths]:
+    """What each round of the programming finds, as long as the loss falls; progress in rounds."""
     around, lowest = widest(space), math.inf
     sequences = max(1, params.sequences // _ROUND_PART)
     for finer in range(params.rounds):
@@ -83,7 +84,10 @@ def approach(space: Space, loss: Loss, params: SearchParams) -> Iterator[Widths]
         def measure(kind: Kind, layer: int, count: int, around: Widths = around) -> float:
             return loss(changed(around, kind, layer, count), sequences)
 
-        around = least(space, measure, params.levels + finer)
+        def told(part: float, message: str, done: int = finer) -> None:
+            progress(done + part, f"round {done + 1} of at most {params.rounds}: {message}")
+
+        around = least(space, measure, params.levels + finer, told)
         yield around
         if loss(around, params.sequences) >= lowest:
             return

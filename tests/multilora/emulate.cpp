@@ -1,4 +1,4 @@
-// Runs the GPU's kernels on the emulated one, as cuda.cu launches them; false: a block sent something
+// Runs the GPU's kernels on the emulated one, as cuda.cu launches them.  False: a block sent something
 // to one that had ended.
 #include <cstring>
 
@@ -27,6 +27,7 @@ extern "C" bool emulate(const char* way, void* y, const void* x, const void* tab
                   static_cast<int>(stride),
                   static_cast<int>(rows),
                   2};
+  machine.is_lost = false;
   const unsigned units = call.plan.num_units() + 1;  // more than there is work for
   const unsigned groups = outputs / (call.group * WIDTH) + slices;
   // "with few blocks": each has to take several units

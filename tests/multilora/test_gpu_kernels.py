@@ -1,8 +1,8 @@
 """The GPU's kernels without a GPU: their source runs on an emulated one, thread by thread.
 
-This shows that indices, fragments, barriers and sums are right, on small sizes.  Its
-blocks and warps fall behind by chance, so that much of what hardware can make of an order is seen.
-It cannot show what only hardware has: that launches succeed, or speed.
+This shows that indices, fragments, barriers and sums are right, on small sizes.  Blocks and warps
+fall behind by chance, which brings out many races, not all that hardware can.  It cannot show what
+only hardware has: that launches succeed, or speed.
 """
 
 import ctypes

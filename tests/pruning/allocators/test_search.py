@@ -89,8 +89,11 @@ def test_a_round_finds_the_best_widths_where_blocks_add_up_and_no_second_is_bett
     def loss(widths: Widths, sequences: int) -> float:
         return sum((i + 1) * (640 - width) ** 2.0 for i, width in enumerate(widths.ffn_channels))
 
+    told: list[float] = []
     params = SearchParams(rounds=5, levels=40)
-    found = list(search.approach(room, loss, params))
+    found = list(search.approach(room, loss, params, lambda stage, message: told.append(stage)))
+    assert told == sorted(told)
+    assert len(told) == 24  # one of each block and round
     assert len(found) == 2  # the second does not lower the loss
     assert found[0] == found[1]
     generator = random.Random(0)
@@ -106,7 +109,8 @@ def test_rounds_follow_what_other_blocks_have_lost():
         lost = [1 - width / 640 for width in widths.ffn_channels]
         return sum(lost[i] ** 2 + 40 * lost[i] * lost[i + 1] for i in range(5)) + lost[5] ** 2
 
-    first, *later = search.approach(room, loss, SearchParams(rounds=6, levels=8))
+    params = SearchParams(rounds=6, levels=8)
+    first, *later = search.approach(room, loss, params, lambda stage, message: None)
     assert min(loss(widths, 1) for widths in later) < loss(first, 1)
 
 
