@@ -9,7 +9,7 @@ from pruning.methods.entry import MethodEntry, Paper, Params
 
 class ClosedFormParams(Params):
     damping: float = Field(0.01, gt=0, le=1)  # of the mean of the Gram's diagonal
-    # layer: what the dense weights make of the slim inputs; stream: the dense hidden states
+    # layer: what the dense weights make of the slim inputs; stream: nearer to the dense states
     goal: Literal["layer", "stream"] = "layer"
 
 

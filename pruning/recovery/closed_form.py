@@ -4,8 +4,8 @@ Hu et al., "FASP: Fast and Accurate Structured Pruning of Large Language Models"
 https://arxiv.org/abs/2501.09412: least squares on the Gram of the inputs, one solve per reader.
 Layer after layer, each on what the new layers before it and the new attention beside it make of
 the calibration text.  The goal is what the dense weights would make of those same inputs (`layer`),
-or, an idea of ours, whatever leads from there to the hidden states of the dense base (`stream`): so
-each reader also makes up for what the blocks before it lost.  Where the slim base has a bias,
+or, an idea of ours, a part of the way from there to the hidden states of the dense base (`stream`):
+so each reader also makes up for what the blocks before it lost.  Where the slim base has a bias,
 weights and bias are refit together: of FLAP's bias (An et al., AAAI 2024,
 https://arxiv.org/abs/2312.11983) this is the best one.
 """
@@ -21,6 +21,8 @@ from pruning.registry import RecoveryContext
 from pruning.statistics.walk import Blocks, Goal, Passage, Reader, counted, refit_reader
 from pruning.units import KINDS, READERS, selections
 from pruning.weights.rewriting import WEIGHTS, rewrite
+
+RETURN = 0.6  # of the way to the dense hidden states: all of it fits the calibration text too well
 
 
 def recover(context: RecoveryContext, params: ClosedFormParams, progress: Progress) -> None:
@@ -69,10 +71,9 @@ def _refit_layer(
         kept_K = torch.tensor(chosen[linear].indices, device=blocks.device)
         is_cut = len(kept_K) < dense.num_inputs
         if is_cut or guide:
+            goal = Goal.own(dense, gram, kept_K)
             if guide:
-                goal = passage.goal(kind, gram, kept_K, guide)
-            else:
-                goal = Goal.own(dense, gram, kept_K)
+                goal = goal.towards(passage.goal(kind, gram, kept_K, guide), RETURN)
             gains_bias = is_cut and context.plan.bias_compensation
             reader = refit_reader(dense, gram, goal, kept_K, params.damping, gains_bias)
         passage.read(blocks, kind, reader)

@@ -83,6 +83,11 @@ class Goal:
             sum_H += gram.count * bias_H
         return cls(products_HK, sum_H)
 
+    def towards(self, other: "Goal", part: float) -> "Goal":
+        """A part of the way to another goal for the same inputs."""
+        products_HK = torch.lerp(self.products_HK, other.products_HK, part)
+        return Goal(products_HK, torch.lerp(self.sum_H, other.sum_H, part))
+
 
 def refit_reader(
     dense: Reader, gram: Gram, goal: Goal, kept_K: Tensor, damping: float, gains_bias: bool

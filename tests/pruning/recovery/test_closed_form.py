@@ -21,7 +21,7 @@ from pruning.methods.recovery import ClosedFormParams
 from pruning.models.modeling import register
 from pruning.plan import Plan
 from pruning.recipe import Method, PruneSpec, Recipe, Text
-from pruning.recovery.closed_form import recover
+from pruning.recovery.closed_form import RETURN, recover
 from pruning.registry import RecoveryContext
 from pruning.slicing import slice_base
 from pruning.weights.checkpoint import Checkpoint
@@ -142,6 +142,29 @@ def test_towards_the_stream_each_reader_makes_up_for_the_blocks_before_it(
         recover(asked, ClosedFormParams(goal=goal), quiet)
         errors[goal] = float((last_states(repaired, ids) - dense).square().sum())
     assert errors["stream"] < errors["layer"]
+
+
+def test_towards_the_stream_a_reader_goes_part_of_the_way_to_the_dense_states(
+    context: Any, even_plan: Plan, ids: Tensor
+):
+    work = context(even_plan)
+    recover(work, ClosedFormParams(goal="stream", damping=1e-9), quiet)
+    slim, dense = load(work.destination), load(work.checkpoint.directory)
+    seen, mlp = {}, dense.model.layers[2].mlp
+    slim.model.layers[2].mlp.register_forward_pre_hook(lambda _, inputs: seen.update(x=inputs[0]))
+    slim.model.layers[2].post_attention_layernorm.register_forward_pre_hook(
+        lambda _, inputs: seen.update(before=inputs[0])
+    )
+    with torch.no_grad():
+        slim(ids)
+        after = dense(ids, output_hidden_states=True).hidden_states[3]  # as layer 2 leaves them
+        inputs = (mlp.act_fn(mlp.gate_proj(seen["x"])) * mlp.up_proj(seen["x"])).flatten(0, 1)
+        own, back = inputs @ mlp.down_proj.weight.T, (after - seen["before"]).flatten(0, 1)
+    kept = list(even_plan.layers[2].ffn_channels)
+    goal = torch.lerp(own, back, RETURN).double()
+    best = torch.linalg.lstsq(inputs[:, kept].double(), goal).solution.T
+    found = slim.model.layers[2].mlp.down_proj.weight.double()
+    torch.testing.assert_close(found, best, rtol=1e-2, atol=1e-3 * best.abs().max().item())
 
 
 def test_towards_the_stream_a_kill_between_the_two_passages_is_made_good(
