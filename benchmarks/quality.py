@@ -18,12 +18,12 @@ calibration sample:
              cut)
 
 The methods that decide a figure take three seeds; every criterion with every allocator takes one,
-without recovery and with `distill`, the published methods with `lora` too.  Losses are those of 64
-windows, but cuts of 25 % that decide a figure are measured on the whole held-out text, eight times
-as much, since they differ by less than a part of it can tell.  So are those of `monotone`, what
-cuts from 5 % to 60 % lose: three seeds up to 10 % and at 25 %, else one; "evolved" is ours by
-evolution alone.  Its error is the standard error, over 16 parts of the text, of the difference
-between that and uniform.
+without recovery and with `distill`, the published methods with `lora` too, and what each step of
+ours brings without recovery.  Losses are those of 64 windows, but cuts of 25 % that decide a figure
+are measured on the whole held-out text, eight times as much, since they differ by less than a part
+of it can tell.  So is what cuts from 5 % to 60 % lose, `monotone`: three seeds to 10 %, then one;
+"evolved" is ours by evolution alone.  Its error is the standard error, over 16 parts of the text,
+of the difference between that and uniform.
 carry_gap_closed is what carry.py found.  Rows go to DIRECTORY/rows.jsonl as they come; a run with
 the same DIRECTORY goes on from there, and begins nothing more after N minutes.  Workers are
 processes, of one thread each if there are several; a row names the GPU that measured it, if one
@@ -139,8 +139,9 @@ PUBLISHED = (
     plain("relevance", "global"),
     plain("magnitude", "global"),
 )
-DECIDING = (OURS, EVOLVED, ZIPLM, FASP, *FLAP, *LLM_PRUNER)
+DECIDING = (OURS, ZIPLM, FASP, *FLAP, *LLM_PRUNER)
 STEPS = (
+    EVOLVED,
     Contender("ours, widths uniform", OURS.criterion, refit=OURS.refit),
     Contender("evolved, tokens alike", method("obs"), EVOLVED.allocator, refit=OURS.refit),
     Contender(
@@ -148,9 +149,6 @@ STEPS = (
         OURS.criterion,
         EVOLVED.allocator,
         refit=method("closed_form"),
-    ),
-    Contender(
-        "obs search", method("obs"), method("search", rounds=0, generations=12, sequences=16)
     ),
 )
 CRITERIA = (
@@ -392,8 +390,10 @@ def recovered(model: str, seed: int) -> Iterator[Job]:
 def of_first_seed() -> Iterator[Job]:
     """The rest of the table."""
     for contender, target in product(ALL, TARGETS):
-        for recovery in ("none", *RATES) if contender in PUBLISHED else ("none", "distill"):
-            yield Job("gqa", contender, target, 0, recovery)
+        yield Job("gqa", contender, target, 0)
+        for recovery in RATES if contender in PUBLISHED else ("distill",):
+            if contender not in STEPS:
+                yield Job("gqa", contender, target, 0, recovery)
 
 
 def swept(seed: int) -> Iterator[Job]:
@@ -474,20 +474,25 @@ def carried() -> Figures:
 
 
 def whole(rows: Sequence[Row], contender: Contender, target: float) -> list[float]:
-    """What a contender loses on each part of the text, mean over the seeds that were measured."""
+    """What a contender loses on each part of the text, mean over the seeds that were swept."""
     wanted = asdict(Wanted(MODELS[0], contender.name, target, "none")).items()
-    found = [row["parts"] for row in rows if wanted <= row.items() and "parts" in row]
+    seeds = SEEDS if target in SMALL else SEEDS[:1]
+    of_seeds = [row for row in rows if wanted <= row.items() and row["seed"] in seeds]
+    found = [row["parts"] for row in of_seeds if "parts" in row]
     return [mean(values) for values in zip(*found, strict=True)]
 
 
 def excess(
     rows: Sequence[Row], model: str, contender: Contender, target: float, recovery: str = "none"
 ) -> float:
-    """Mean over the seeds that were measured, on the whole text if they were; NaN for none."""
+    """Mean over the seeds that were measured; NaN for none.
+
+    Of cuts of 25 % on the whole text, for the contenders that it was measured for.
+    """
     wanted = asdict(Wanted(model, contender.name, target, recovery)).items()
     found = [row for row in rows if wanted <= row.items()]
-    on_all = [mean(row["parts"]) for row in found if "parts" in row]
-    values = on_all or [row["excess"] for row in found if "excess" in row]
+    values = [mean(row["parts"]) for row in found if "parts" in row and target == TARGETS[0]]
+    values = values or [row["excess"] for row in found if "excess" in row]
     return mean(values) if values else math.nan
 
 
