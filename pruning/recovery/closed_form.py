@@ -22,7 +22,7 @@ from pruning.statistics.walk import Blocks, Goal, Passage, Reader, counted, refi
 from pruning.units import KINDS, READERS, selections
 from pruning.weights.rewriting import WEIGHTS, rewrite
 
-RETURN = 0.6  # of the way to the dense hidden states: all of it fits the calibration text too well
+RETURN = 0.6  # of the way to the dense hidden states; more holds for the calibration text alone
 
 
 def recover(context: RecoveryContext, params: ClosedFormParams, progress: Progress) -> None:
