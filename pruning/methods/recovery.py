@@ -11,6 +11,8 @@ class ClosedFormParams(Params):
     damping: float = Field(0.01, gt=0, le=1)  # of the mean of the Gram's diagonal
     # layer: what the dense weights make of the slim inputs; stream: nearer to the dense states
     goal: Literal["layer", "stream"] = "layer"
+    # sequences that the dense base, whole in memory, writes on from the calibration text
+    self_calibration: int = Field(0, ge=0, le=65536)
 
 
 class TrainingParams(Params):

@@ -7,18 +7,22 @@ the calibration text.  The goal is what the dense weights would make of those sa
 or, an idea of ours, a part of the way from there to the hidden states of the dense base (`stream`):
 so each reader also makes up for what the blocks before it lost.  Where the slim base has a bias,
 weights and bias are refit together: of FLAP's bias (An et al., AAAI 2024,
-https://arxiv.org/abs/2312.11983) this is the best one.
+https://arxiv.org/abs/2312.11983) this is the best one.  With `self_calibration` the readers are
+fit to text that the dense base writes on from the calibration text, too.
 """
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pruning.evaluation import load
 from pruning.methods.recovery import ClosedFormParams
-from pruning.progress import Progress
+from pruning.progress import Progress, part
 from pruning.registry import RecoveryContext
+from pruning.self_calibration import written
 from pruning.statistics.walk import Blocks, Goal, Passage, Reader, counted, refit_reader
+from pruning.text import load_tokenizer
 from pruning.units import KINDS, READERS, selections
 from pruning.weights.rewriting import WEIGHTS, rewrite
 
@@ -27,12 +31,15 @@ RETURN = 0.6  # of the way to the dense hidden states; more holds for the calibr
 
 def recover(context: RecoveryContext, params: ClosedFormParams, progress: Progress) -> None:
     """Refit the readers of the slim base, from the dense weights; a kill costs one layer's work."""
-    num_layers, checkpoint = len(context.plan.layers), context.checkpoint
-    tokens_ST = counted(context.ids_ST, context.spec.recipe.sink_tokens)
-    passage = Passage(checkpoint, context.ids_ST, tokens_ST, context.state)
+    num_layers, checkpoint, ids_ST = len(context.plan.layers), context.checkpoint, context.ids_ST
+    if params.self_calibration:
+        own_NT = _written(context, params.self_calibration, part(progress, 0, 0.5))
+        ids_ST, progress = torch.cat([ids_ST, own_NT]), part(progress, 0.5, 1)
+    tokens_ST = counted(ids_ST, context.spec.recipe.sink_tokens)
+    passage = Passage(checkpoint, ids_ST, tokens_ST, context.state)
     guide = None
     if params.goal == "stream":
-        guide = Passage(checkpoint, context.ids_ST, tokens_ST, context.state / "dense")
+        guide = Passage(checkpoint, ids_ST, tokens_ST, context.state / "dense")
         if guide.layer < passage.layer:  # killed between the two
             guide.finish_layer()
     blocks = Blocks(checkpoint)
@@ -43,6 +50,20 @@ def recover(context: RecoveryContext, params: ClosedFormParams, progress: Progre
         if guide:
             guide.finish_layer()
     rewrite(context.source, context.destination, lambda name: _tensor(context, name))
+
+
+def _written(context: RecoveryContext, count: int, progress: Progress) -> Tensor:
+    """Sequences that the dense base writes, whole on disk or not at all."""
+    path, draft = context.state / "written.safetensors", context.state / "draft"
+    if not path.exists():
+        directory = context.checkpoint.directory
+        model, tokenizer = load(directory), load_tokenizer(directory)
+        seed = context.spec.recipe.seed
+        ids_NT = written(model, tokenizer, context.ids_ST, count, seed, progress)
+        save_file({"ids": ids_NT}, draft)
+        draft.rename(path)
+    own_NT: Tensor = load_file(path)["ids"]
+    return own_NT
 
 
 def _refit_layer(

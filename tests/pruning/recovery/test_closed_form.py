@@ -23,7 +23,9 @@ from pruning.plan import Plan
 from pruning.recipe import Method, PruneSpec, Recipe, Text
 from pruning.recovery.closed_form import RETURN, recover
 from pruning.registry import RecoveryContext
+from pruning.self_calibration import written
 from pruning.slicing import slice_base
+from pruning.text import load_tokenizer
 from pruning.weights.checkpoint import Checkpoint
 
 PARAMS = ClosedFormParams()
@@ -243,6 +245,48 @@ def test_a_killed_refit_repeats_one_layer_and_ends_in_the_same_bytes(
     recover(again, PARAMS, lambda fraction, message: heard.append(message))
     assert heard == [f"refitting layer {i + 1} of 4" for i in range(layer, 4)]
     assert tree_digest(again.destination) == tree_digest(work.destination)
+
+
+WRITES = ClosedFormParams(goal="stream", self_calibration=9)
+
+
+def test_self_calibration_refits_to_the_text_that_the_dense_base_writes_as_well(
+    context: Any, even_plan: Plan, ids: Tensor
+):
+    work = context(even_plan)
+    recover(work, WRITES, quiet)
+    base = work.checkpoint.directory
+    own = written(load(base), load_tokenizer(base), ids, 9, work.spec.recipe.seed, quiet)
+    (work.state / "given").mkdir()
+    again = replace(
+        work,
+        ids_ST=torch.cat([ids, own]),
+        state=work.state / "given",
+        destination=work.destination.with_name("given"),
+    )
+    recover(again, ClosedFormParams(goal="stream"), quiet)
+    assert tree_digest(again.destination) == tree_digest(work.destination)
+
+
+@pytest.mark.parametrize("kill", ["writing text, batch 2 of 2", "refitting layer 1 of 4"])
+def test_a_kill_while_the_base_writes_or_after_changes_no_byte(
+    kill: str, context: Any, even_plan: Plan, tmp_path: Path
+):
+    work = context(even_plan)
+    recover(work, WRITES, quiet)
+    (tmp_path / "second").mkdir()
+    again = replace(work, state=tmp_path / "second", destination=tmp_path / "again")
+    heard: list[str] = []
+
+    def killed(fraction: float, message: str) -> None:
+        if message == kill:
+            raise Killed
+
+    with pytest.raises(Killed):
+        recover(again, WRITES, killed)
+    recover(again, WRITES, lambda fraction, message: heard.append(message))
+    assert tree_digest(again.destination) == tree_digest(work.destination)
+    assert heard[0].startswith(kill.split()[0])  # what was written whole is not written again
 
 
 def test_it_must_come_first_because_it_starts_from_the_dense_weights(context: Any, even_plan: Plan):
