@@ -58,13 +58,17 @@ def _continued(
     model: Any, prompts_BP: Tensor, length: int, barred: Sequence[int], generator: torch.Generator
 ) -> Tensor:
     """Prompts and what the base goes on with, so many tokens together; on the CPU."""
-    ids_BT, cache = prompts_BP, None
+    from transformers import StaticCache  # seconds, for stages that write nothing
+
+    cache = StaticCache(config=model.config, max_cache_len=length)
+    ids_BT = unseen_BP = prompts_BP
     while ids_BT.shape[1] < length:
-        unseen_BP = (ids_BT if cache is None else ids_BT[:, -1:]).to(model.device)
-        output = model(unseen_BP, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache, logits_BV = output.past_key_values, output.logits[:, -1].float().cpu()
+        output = model(
+            unseen_BP.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        logits_BV = output.logits[:, -1].float().cpu()
         logits_BV[:, barred] = -math.inf
         chances_BV = (logits_BV / TEMPERATURE).softmax(dim=-1)
-        next_B1 = torch.multinomial(chances_BV, 1, generator=generator)
-        ids_BT = torch.cat([ids_BT, next_B1], dim=1)
+        unseen_BP = torch.multinomial(chances_BV, 1, generator=generator)
+        ids_BT = torch.cat([ids_BT, unseen_BP], dim=1)
     return ids_BT
