@@ -11,13 +11,16 @@ about.  The base is held whole in memory.
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pruning.evaluation import load
 from pruning.progress import Progress
-from pruning.text import Tokenizer
+from pruning.text import load_tokenizer
 
 TEMPERATURE = 0.8
 BATCH = 32  # sequences
@@ -25,20 +28,29 @@ _PROMPTS = (1 / 8, 2 / 8, 3 / 8)  # of a sequence, one after the other
 
 
 def written(
-    model: Any, tokenizer: Tokenizer, ids_ST: Tensor, count: int, seed: int, progress: Progress
+    base: Path, ids_ST: Tensor, count: int, seed: int, state: Path, progress: Progress
 ) -> Tensor:
     """So many sequences by the base itself, as long as the given ones; (N, T) int64.
 
     Each begins with the end of a given sequence, after that one's bos token if there is one, and
-    has no special token beyond it.  Drawn on the CPU: the same for the same base and seed.
+    has no special token beyond it.  Drawn on the CPU: the same for the same base and seed.  What
+    is below `state` survives a kill, which costs one batch.
     """
-    opening = 0 if tokenizer.bos_token_id is None else 1
-    generator = torch.Generator().manual_seed(seed)
-    prompts, found = list(_prompts(ids_ST, opening, count)), list[Tensor]()
-    barred = [id for id in tokenizer.all_special_ids if id < model.config.vocab_size]
+    tokenizer, generator = load_tokenizer(base), torch.Generator().manual_seed(seed)
+    prompts = list(_prompts(ids_ST, 0 if tokenizer.bos_token_id is None else 1, count))
+    model, found = None, list[Tensor]()
     for done, prompts_BP in enumerate(prompts):
-        progress(done / len(prompts), f"writing text, batch {done + 1} of {len(prompts)}")
-        found.append(_continued(model, prompts_BP, ids_ST.shape[1], barred, generator))
+        path = state / f"written-{done}.safetensors"
+        if not path.exists():
+            progress(done / len(prompts), f"writing text, batch {done + 1} of {len(prompts)}")
+            model = model or load(base)
+            barred = [id for id in tokenizer.all_special_ids if id < model.config.vocab_size]
+            ids_BT = _continued(model, prompts_BP, ids_ST.shape[1], barred, generator)
+            save_file({"ids": ids_BT, "generator": generator.get_state()}, state / "draft")
+            (state / "draft").rename(path)
+        batch = load_file(path)
+        generator.set_state(batch["generator"])
+        found.append(batch["ids"])
     return torch.cat(found)
 
 

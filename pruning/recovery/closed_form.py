@@ -13,16 +13,14 @@ fit to text that the dense base writes on from the calibration text, too.
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from pruning.evaluation import load
 from pruning.methods.recovery import ClosedFormParams
 from pruning.progress import Progress, part
 from pruning.registry import RecoveryContext
 from pruning.self_calibration import written
 from pruning.statistics.walk import Blocks, Goal, Passage, Reader, counted, refit_reader
-from pruning.text import load_tokenizer
 from pruning.units import KINDS, READERS, selections
 from pruning.weights.rewriting import WEIGHTS, rewrite
 
@@ -32,8 +30,9 @@ RETURN = 0.6  # of the way to the dense hidden states; more holds for the calibr
 def recover(context: RecoveryContext, params: ClosedFormParams, progress: Progress) -> None:
     """Refit the readers of the slim base, from the dense weights; a kill costs one layer's work."""
     num_layers, checkpoint, ids_ST = len(context.plan.layers), context.checkpoint, context.ids_ST
-    if params.self_calibration:
-        own_NT = _written(context, params.self_calibration, part(progress, 0, 0.5))
+    if count := params.self_calibration:
+        seed, writing = context.spec.recipe.seed, part(progress, 0, 0.5)
+        own_NT = written(checkpoint.directory, ids_ST, count, seed, context.state, writing)
         ids_ST, progress = torch.cat([ids_ST, own_NT]), part(progress, 0.5, 1)
     tokens_ST = counted(ids_ST, context.spec.recipe.sink_tokens)
     passage = Passage(checkpoint, ids_ST, tokens_ST, context.state)
@@ -50,20 +49,6 @@ def recover(context: RecoveryContext, params: ClosedFormParams, progress: Progre
         if guide:
             guide.finish_layer()
     rewrite(context.source, context.destination, lambda name: _tensor(context, name))
-
-
-def _written(context: RecoveryContext, count: int, progress: Progress) -> Tensor:
-    """Sequences that the dense base writes, whole on disk or not at all."""
-    path, draft = context.state / "written.safetensors", context.state / "draft"
-    if not path.exists():
-        directory = context.checkpoint.directory
-        model, tokenizer = load(directory), load_tokenizer(directory)
-        seed = context.spec.recipe.seed
-        ids_NT = written(model, tokenizer, context.ids_ST, count, seed, progress)
-        save_file({"ids": ids_NT}, draft)
-        draft.rename(path)
-    own_NT: Tensor = load_file(path)["ids"]
-    return own_NT
 
 
 def _refit_layer(

@@ -11,7 +11,6 @@ from torch import Tensor
 from pruning import self_calibration
 from pruning.evaluation import load
 from pruning.self_calibration import written
-from pruning.text import load_tokenizer
 
 BOS, SPECIAL = 256, (256, 257, 258)
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3"]
@@ -32,11 +31,12 @@ def given() -> Tensor:
 
 
 @pytest.fixture
-def write(dense_base: Callable[[str], Path], given: Tensor) -> Write:
-    def write(count: int, seed: int = 0, base: str = "llama") -> Tensor:
-        directory = dense_base(base)
-        tokenizer = load_tokenizer(directory)
-        return written(load(directory), tokenizer, given, count, seed, quiet)
+def write(
+    dense_base: Callable[[str], Path], given: Tensor, tmp_path_factory: pytest.TempPathFactory
+) -> Write:
+    def write(count: int, seed: int = 0, base: str = "llama", ids: Tensor = given) -> Tensor:
+        state = tmp_path_factory.mktemp("state")
+        return written(dense_base(base), ids, count, seed, state, quiet)
 
     return write
 
@@ -82,12 +82,10 @@ def whole_logits(model: Any, ids: Tensor) -> Tensor:
 
 
 def test_drawn_tokens_are_as_frequent_as_the_base_says_at_the_temperature(
-    dense_base: Callable[[str], Path],
+    write: Write, dense_base: Callable[[str], Path]
 ):
-    model, tokenizer = load(dense_base("llama")), load_tokenizer(dense_base("llama"))
-    given = torch.tensor([[BOS, *range(40, 47)]]).expand(4000, -1)
-    found = written(model, tokenizer, given, 4000, 0, quiet)
-    logits = whole_logits(model, found[:1, :2])[0, -1]
+    found = write(4000, ids=torch.tensor([[BOS, *range(40, 47)]]).expand(4000, -1))
+    logits = whole_logits(load(dense_base("llama")), found[:1, :2])[0, -1]
     logits[list(SPECIAL)] = -torch.inf
     plain = logits.softmax(dim=-1)
     tempered = (logits / self_calibration.TEMPERATURE).softmax(dim=-1)
@@ -96,3 +94,26 @@ def test_drawn_tokens_are_as_frequent_as_the_base_says_at_the_temperature(
     error, other = ((shares - p)[likely].abs().sum() for p in (tempered, plain))
     assert error < 0.04
     assert other > 2 * error
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_kill_costs_one_batch_and_changes_no_token(
+    write: Write, dense_base: Callable[[str], Path], given: Tensor, tmp_path: Path
+):
+    heard: list[str] = []
+
+    def killed(fraction: float, message: str) -> None:
+        if message == "writing text, batch 2 of 3":
+            raise Killed
+
+    def listen(fraction: float, message: str) -> None:
+        heard.append(message)
+
+    with pytest.raises(Killed):
+        written(dense_base("llama"), given, 12, 0, tmp_path, killed)
+    found = written(dense_base("llama"), given, 12, 0, tmp_path, listen)
+    assert heard == [f"writing text, batch {number} of 3" for number in (2, 3)]
+    assert torch.equal(found, write(12))
