@@ -63,7 +63,7 @@ def job(site, tmp_path, recipe, create):
         "units": ["ffn_channel", "kv_group"],
         "ffn_multiple": 16,
         "criterion": {"name": "obs"},
-        "recovery": [{"name": "closed_form"}],
+        "recovery": [{"name": "closed_form", "params": {"goal": "stream", "self_calibration": 64}}],
         "carry": "refit",
         "calibration": {"file": file.id, "sequences": 64, "length": 128},
         "evaluation": {"file": file.id, "sequences": 4, "length": 64},
