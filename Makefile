@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEVELOPER := .venv/.developer
 # in order: the groups that start engines come first and take longest
-TESTS := $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
+TESTS := $(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations=20
 
 .PHONY: serve test postgresql check lint docs kernels clean
 
