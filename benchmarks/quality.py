@@ -110,12 +110,6 @@ def plain(criterion: str, allocator: str = "uniform", refit: bool = False) -> Co
     return Contender(name, method(criterion), method(allocator), refit=repair)
 
 
-def self_calibrated(contender: Contender) -> Contender:
-    """One that refits, by its own text as ours does."""
-    refit = method("closed_form", self_calibration=OWN_SEQUENCES)
-    return replace(contender, name=f"{contender.name}, self-calibrated", refit=refit)
-
-
 def flap(allocator: str) -> Contender:
     return Contender(
         f"fluctuation {allocator} + bias", method("fluctuation"), method(allocator), bias=True
@@ -137,7 +131,11 @@ EVOLVED = ours("evolved", rounds=0, generations=12, sequences=16)  # GIVEN, by e
 FLAP = (flap("standardized"), flap("uniform"))
 LLM_PRUNER = (plain("taylor"), plain("taylor", "global"))
 ZIPLM, FASP = plain("obs", refit=True), plain("wanda", refit=True)
-ZIPLM_OWN = self_calibrated(ZIPLM)  # nobody has published this
+ZIPLM_OWN = replace(  # nobody has published this
+    ZIPLM,
+    name=f"{ZIPLM.name}, self-calibrated",
+    refit=method("closed_form", self_calibration=OWN_SEQUENCES),
+)
 PUBLISHED = (
     *FLAP[:1],
     *LLM_PRUNER[:1],
