@@ -13,13 +13,13 @@ calibration sample:
              (flap_published: the former alone)
   llmpruner  the lower of taylor uniform and global
   best       the lowest of all methods as published, those that refit included
-  self_calibrated  obs uniform and a refit that is given the dense base's own text too, like ours
   recovered  ours as_given and distill against taylor and lora, the same tokens, each with the
              learning rate that does best on text held out from training (of a quarter of the
              tokens, on the 50 % cut)
 
-Beside the text that all are given, ours is refit to three times as much that the dense base writes
-on from it; as_given is ours without.
+Beside the text that all are given, ours is refit to more that the dense base writes on from it
+(self-calibration); as_given is ours without.  In same_text the others are given what it wrote, too:
+they score and refit by all that ours is refit to.
 
 The methods that decide a figure take three seeds; every criterion with every allocator takes one,
 without recovery and with `distill`, the published methods with `lora` too, and what each step of
@@ -44,7 +44,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import filterfalse, product
+from hashlib import sha256
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
@@ -55,16 +56,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pruning import evaluation
+from pruning.calibration import collect_into
 from pruning.geometry import Geometry
 from pruning.jobs.outputs import slim_base
 from pruning.methods import resolve
 from pruning.methods.entry import Statistic
-from pruning.pipeline import STAGES, calibrate
+from pruning.pipeline import SEQUENCES, STAGES, calibrate
 from pruning.recipe import MOST_SEQUENCES, Method, PruneSpec, Recipe, Text
+from pruning.self_calibration import written
 from pruning.text import load_tokenizer
 from pruning.training.data import training_split
 from pruning.training.losses import next_token
 from pruning.training.trainer import held_out_loss
+from pruning.weights.checkpoint import Checkpoint
 
 DEMO = Path(__file__).resolve().parent.parent / "deploy" / "demo"
 MODELS = ("gqa", "mha")
@@ -91,6 +95,13 @@ class Contender:
     allocator: Method = Method(name="uniform")
     bias: bool = False
     refit: Method | None = None
+    longer: bool = False  # calibrated on what the dense base wrote for ours, too
+
+    @property
+    def cut(self) -> str:
+        """The name of its cut, which others have that differ in their refit alone."""
+        parts = self.criterion, self.allocator, self.bias, self.longer
+        return sha256(repr(parts).encode()).hexdigest()[:16]
 
     @property
     def needs(self) -> frozenset[Statistic]:
@@ -121,8 +132,13 @@ def ours(name: str, self_calibration: int = 0, **search: Any) -> Contender:
         name,
         method("obs", tokens="guided"),
         method("search", refit=True, fitness="divergence", **search),
-        refit=method("closed_form", goal="stream", self_calibration=self_calibration),
+        refit=method("closed_form", goal="stream", writers=True, self_calibration=self_calibration),
     )
+
+
+def longer(contender: Contender) -> Contender:
+    """Nobody has published these."""
+    return replace(contender, name=f"{contender.name}, text of ours", longer=True)
 
 
 OURS = ours("ours", OWN_SEQUENCES, rounds=2, generations=6, sequences=32)
@@ -131,11 +147,6 @@ EVOLVED = ours("evolved", rounds=0, generations=12, sequences=16)  # GIVEN, by e
 FLAP = (flap("standardized"), flap("uniform"))
 LLM_PRUNER = (plain("taylor"), plain("taylor", "global"))
 ZIPLM, FASP = plain("obs", refit=True), plain("wanda", refit=True)
-ZIPLM_OWN = replace(  # nobody has published this
-    ZIPLM,
-    name=f"{ZIPLM.name}, self-calibrated",
-    refit=method("closed_form", self_calibration=OWN_SEQUENCES),
-)
 PUBLISHED = (
     *FLAP[:1],
     *LLM_PRUNER[:1],
@@ -150,11 +161,17 @@ PUBLISHED = (
     plain("relevance", "global"),
     plain("magnitude", "global"),
 )
-DECIDING = (OURS, GIVEN, ZIPLM, ZIPLM_OWN, FASP, *FLAP, *LLM_PRUNER)
+DECIDING = (OURS, GIVEN, ZIPLM, FASP, *FLAP, *LLM_PRUNER)
 STEPS = (
     EVOLVED,
     Contender("ours, widths uniform", GIVEN.criterion, refit=GIVEN.refit),
     Contender("evolved, tokens alike", method("obs"), EVOLVED.allocator, refit=GIVEN.refit),
+    Contender(
+        "evolved, readers alone",
+        GIVEN.criterion,
+        EVOLVED.allocator,
+        refit=method("closed_form", goal="stream"),
+    ),
     Contender(
         "evolved, goal layer",
         GIVEN.criterion,
@@ -168,11 +185,13 @@ PEERS = {
     "llmpruner": LLM_PRUNER,
     "best": PUBLISHED,
 }
-SIDES = (
-    ("oneshot", OURS, PEERS | {"self_calibrated": (ZIPLM_OWN,)}),
-    ("as_given", GIVEN, PEERS),
-)
-UNTRAINED = (OURS, ZIPLM_OWN, *STEPS)
+LONGER = tuple(map(longer, DECIDING[2:]))
+SAME_TEXT = {
+    peer: tuple(longer(contender) for contender in contenders if contender in DECIDING)
+    for peer, contenders in PEERS.items()
+}
+SIDES = (("oneshot", OURS, PEERS), ("same_text", OURS, SAME_TEXT), ("as_given", GIVEN, PEERS))
+UNTRAINED = (OURS, *STEPS)
 CRITERIA = (
     "random magnitude taylor fluctuation wanda minitron cfsp entropy gblm ecoflap relevance "
     "lora_guided pq obs"
@@ -287,19 +306,37 @@ class Bench:
             recipe=recipe, base=self.base(model), adapters={}, calibration=text, evaluation=text
         )
 
-    def calibrated(self, model: str, seed: int, needs: frozenset[Statistic]) -> Path:
+    def calibrated(
+        self, model: str, seed: int, needs: frozenset[Statistic], longer: bool = False
+    ) -> Path:
         """A work directory with statistics in it, for all that need no others."""
-        work = self.work / model / f"{seed}-{'-'.join(sorted(needs)) or 'nothing'}"
+        name = f"{seed}-{'-'.join(sorted(needs)) or 'nothing'}{'-longer' if longer else ''}"
+        work = self.work / model / name
         if not (work / "calibrate" / "done").exists():
             work.mkdir(parents=True, exist_ok=True)
             asked = self.spec(model, plain("magnitude"), TARGETS[0], seed)
-            calibrate(asked, work, quiet, also=needs)
+            calibrate(asked, work, quiet, also=frozenset() if longer else needs)
+            if longer:
+                self._lengthen(asked, work, needs)
             (work / "calibrate" / "done").touch()
         return work
 
+    def _lengthen(self, asked: PruneSpec, work: Path, needs: frozenset[Statistic]) -> None:
+        """Add what the dense base writes for ours to the calibration text; collect from both."""
+        out, state, checkpoint = work / "calibrate", work / "longer", Checkpoint(asked.base)
+        ids_ST = load_file(out / SEQUENCES)["ids"]
+        shutil.rmtree(state, ignore_errors=True)
+        state.mkdir()
+        own_NT = written(asked.base, ids_ST, OWN_SEQUENCES, asked.recipe.seed, state, quiet)
+        ids_ST = torch.cat([ids_ST, own_NT])
+        save_file({"ids": ids_ST}, out / SEQUENCES)
+        statistics = out / "statistics.safetensors"
+        statistics.unlink()
+        collect_into(statistics, checkpoint, ids_ST, needs, 0, state, quiet)
+
     def cut(self, asked: PruneSpec, contender: Contender, calibrated: Path) -> Path:
         """A work directory of a contender and a target, with the slim base as it was cut."""
-        work = calibrated / f"{contender.name} {asked.recipe.target}"
+        work = calibrated / f"{contender.cut}-{asked.recipe.target}"
         if not (work / "done").exists():
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir()
@@ -337,13 +374,20 @@ class Job:
     @property
     def group(self) -> tuple[str, str, float, int]:
         """Jobs of one group share a cut."""
-        return self.model, self.contender.name, self.target, self.seed
+        return self.model, self.contender.cut, self.target, self.seed
+
+    @property
+    def waits(self) -> bool:
+        """For the rows that find the best learning rate."""
+        return self.recovery != "none" and self.rate is None
 
     def run(self, bench: Bench, needs: frozenset[Statistic]) -> Row:
         started, training = time.monotonic(), self._training(bench.rows)
         asked = bench.spec(self.model, self.contender, self.target, self.seed, *training)
-        work = bench.cut(asked, self.contender, bench.calibrated(self.model, self.seed, needs))
+        calibrated = bench.calibrated(self.model, self.seed, needs, self.contender.longer)
+        work = bench.cut(asked, self.contender, calibrated)
         STAGES["recover"](asked, work, quiet)
+        shutil.rmtree(work / "recover.state", ignore_errors=True)  # gigabytes
         slim = slim_base(asked, work)
         found: Row = {"kept": round(kept(slim, bench.base(self.model)), 4)}
         if self.whole:
@@ -383,7 +427,8 @@ def jobs(quick: bool) -> Iterator[tuple[Job, frozenset[Statistic]]]:
         return
     for model, seed in product(MODELS, SEEDS):
         sharers = ALL if (model, seed) == ("gqa", 0) else DECIDING
-        yield from sharing(sharers, deciding(model, seed))
+        yield from sharing(sharers, deciding(model, seed, DECIDING))
+        yield from sharing(LONGER, deciding(model, seed, LONGER))
         yield from sharing(sharers, recovered(model, seed))
     for seed in SEEDS:
         yield from sharing(ALL if seed == 0 else DECIDING, swept(seed))
@@ -398,8 +443,8 @@ def sharing(
     return ((job, needs) for job in group)
 
 
-def deciding(model: str, seed: int) -> Iterator[Job]:
-    for target, contender in product(TARGETS, DECIDING):
+def deciding(model: str, seed: int, contenders: Iterable[Contender]) -> Iterator[Job]:
+    for target, contender in product(TARGETS, contenders):
         yield Job(model, contender, target, seed, whole=target == TARGETS[0])
 
 
@@ -536,19 +581,18 @@ def measured(bench: Bench, quick: bool, minutes: float, workers: int) -> list[Ro
         group = groups.setdefault(job.group, [])
         if (job, needs) not in group and not any(job.key.items() <= row.items() for row in known):
             group.append((job, needs))
-    shared = {(job.model, job.seed, needs) for group in groups.values() for job, needs in group}
-    for model in {model for model, _, _ in shared}:
+    shared = {
+        (job.model, job.seed, needs, job.contender.longer)
+        for group in groups.values()
+        for job, needs in group
+    }
+    for model in {model for model, *_ in shared}:
         bench.base(model)  # written once, before the workers look for it
     each(bench.calibrated, shared, workers)
-    waiting = list(groups.values())
-    for wave in (filter(tries, waiting), filterfalse(tries, waiting)):
-        each(run, [(bench, group, end) for group in wave], workers)
+    for wave in (False, True):
+        parts = [[pair for pair in group if pair[0].waits == wave] for group in groups.values()]
+        each(run, [(bench, part, end) for part in parts if part], workers)
     return bench.rows
-
-
-def tries(group: Group) -> bool:
-    """Whether it tries learning rates, which others wait for."""
-    return any(job.rate is not None for job, _ in group)
 
 
 def run(bench: Bench, group: Group, end: float) -> None:

@@ -52,9 +52,9 @@ def refit_adapters(
 ) -> dict[str, Adapter]:
     """Project adapters of a dense base to its slim one, the atoms of their readers refit.
 
-    `slim_weights` is the slim base's safetensors file, whose other linears are those of the dense
-    base.  Ranks, alphas and modules stay what they were.  All adapters pass a layer together; what
-    is below `state` survives a kill, which costs one adapter's work on one layer.
+    `slim_weights` is the slim base's safetensors file; it may differ from the dense base in the
+    weights of linears.  Ranks, alphas and modules stay what they were.  All adapters pass a layer
+    together; what is below `state` survives a kill, which costs one adapter's work on one layer.
     """
     travels = {
         name: _Travel(adapter, texts[name], checkpoint, cut, state / name)
@@ -63,13 +63,14 @@ def refit_adapters(
     blocks, num_layers = Blocks(checkpoint), len(cut.plan.layers)
     for layer in range(min((t.layer for t in travels.values()), default=num_layers), num_layers):
         tensors = checkpoint.layer(layer)
+        slim_tensors = {**tensors, **_slim_writers(slim_weights, cut, layer, tensors)}
         readers = _slim_readers(slim_weights, cut, layer, blocks.device)
         for number, (name, travel) in enumerate(travels.items()):
             if travel.layer > layer:  # before a kill
                 continue
             fraction = (layer + number / len(travels)) / num_layers
             progress(fraction, f"refitting {name}, layer {layer + 1} of {num_layers}")
-            travel.pass_layer(blocks, tensors, readers)
+            travel.pass_layer(blocks, tensors, slim_tensors, readers)
     return {name: travel.arrived() for name, travel in travels.items()}
 
 
@@ -95,20 +96,29 @@ class _Travel:
         return self._slim.layer
 
     def pass_layer(
-        self, blocks: Blocks, tensors: Mapping[str, Tensor], readers: Mapping[Kind, Reader]
+        self,
+        blocks: Blocks,
+        tensors: Mapping[str, Tensor],
+        slim_tensors: Mapping[str, Tensor],
+        readers: Mapping[Kind, Reader],
     ) -> None:
-        """Through the next layer, of these tensors in the dense base and readers in the slim."""
+        """Through the next layer, of these tensors in the dense base.
+
+        `slim_tensors` are the same with what the slim base has of its writers in their place.
+        """
         adapted = self._adapted(tensors)
+        dense = {kind: Reader.dense(adapted, kind, blocks.device) for kind in KINDS}
         blocks.fill(self.layer, adapted)
+        for kind in KINDS:
+            self._dense.follow(blocks, kind, dense[kind])
+        blocks.fill(self.layer, self._adapted(slim_tensors))
         refit: dict[str, Tensor] = {}
         for kind in KINDS:
-            dense = Reader.dense(adapted, kind, blocks.device)
-            self._dense.follow(blocks, kind, dense)
             if kind not in readers:
                 self._slim.skip(kind)
                 continue
             reader = readers[kind]
-            gram, misses_HK = self._misses(blocks, kind, dense, reader)
+            gram, misses_HK = self._misses(blocks, kind, dense[kind], reader)
             if atoms := self._atoms(kind):
                 bag = closest(misses_HK, gram, fold(atoms, self._rslora))
                 found = _unfolded(bag, atoms, self._rslora)
@@ -193,6 +203,22 @@ def _lacking(dense: Reader, slim: Reader) -> Reader:
         if dense.bias_H is not None:
             bias_H += (1 - RETURN) * dense.bias_H.float()
     return Reader(dense.num_inputs, dense.kept_K, weight_HC, bias_H)
+
+
+def _slim_writers(
+    weights: Path, cut: Cut, layer: int, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The dense weights of a layer's writers with those of the slim base in the rows that stay."""
+    writers: dict[str, Tensor] = {}
+    chosen = selections(cut.dense, layer, cut.plan.layers[layer])
+    with safe_open(weights, framework="pt") as file:
+        for linear, kept in chosen.items():
+            if kept.axis == 0:
+                new, name = cut.plan.kept_layers.index(layer), f"{block_of(linear)}.{linear}.weight"
+                slim_KH = file.get_tensor(f"model.layers.{new}.{name}")
+                rows_K = torch.tensor(kept.indices)
+                writers[name] = tensors[name].index_copy(0, rows_K, slim_KH.to(tensors[name]))
+    return writers
 
 
 def _slim_readers(weights: Path, cut: Cut, layer: int, device: torch.device) -> dict[Kind, Reader]:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pruning.methods.entry import MethodEntry, Paper, Params
 
@@ -11,8 +11,15 @@ class ClosedFormParams(Params):
     damping: float = Field(0.01, gt=0, le=1)  # of the mean of the Gram's diagonal
     # layer: what the dense weights make of the slim inputs; stream: nearer to the dense states
     goal: Literal["layer", "stream"] = "layer"
+    writers: bool = False  # q, k, v, gate and up too, by one map of what a block's writers read
     # sequences that the dense base, whole in memory, writes on from the calibration text
     self_calibration: int = Field(0, ge=0, le=65536)
+
+    @model_validator(mode="after")
+    def _writers_need_a_guide(self) -> "ClosedFormParams":
+        if self.writers and self.goal == "layer":
+            raise ValueError("writers are refit towards the dense states; give goal stream")
+        return self
 
 
 class TrainingParams(Params):

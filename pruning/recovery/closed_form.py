@@ -7,9 +7,13 @@ the calibration text.  The goal is what the dense weights would make of those sa
 or, an idea of ours, a part of the way from there to the hidden states of the dense base (`stream`):
 so each reader also makes up for what the blocks before it lost.  Where the slim base has a bias,
 weights and bias are refit together: of FLAP's bias (An et al., AAAI 2024,
-https://arxiv.org/abs/2312.11983) this is the best one.  With `self_calibration` the readers are
-fit to text that the dense base writes on from the calibration text, too.
+https://arxiv.org/abs/2312.11983) this is the best one.  With `writers` q, k, v, gate and up are
+refit as well, all of a block by one map T: their weights W become W T, where T takes the normed
+states of the slim base the same part of the way to those of the dense one, by least squares, too.
+With `self_calibration` all are fit to text that the dense base writes on from the calibration text.
 """
+
+from collections.abc import Sequence
 
 import torch
 from safetensors import safe_open
@@ -21,9 +25,10 @@ from pruning.progress import Progress, part
 from pruning.registry import RecoveryContext
 from pruning.self_calibration import written
 from pruning.statistics.walk import Blocks, Goal, Passage, Reader, counted, refit_reader
-from pruning.units import KINDS, READERS, selections
+from pruning.units import BLOCKS, KINDS, READERS, Kind, selections
 from pruning.weights.rewriting import WEIGHTS, rewrite
 
+ENTRY = "entry"  # what a layer's file calls the map of a block's normed states
 RETURN = 0.6  # of the way to the dense hidden states; more holds for the calibration text alone
 
 
@@ -73,7 +78,11 @@ def _refit_layer(
         if linear not in chosen:
             passage.skip(kind)
             continue
-        gram, reader = passage.gram(blocks, kind), dense
+        entry_HH = None
+        if guide and params.writers:
+            entry_HH = _entry(blocks, kind, passage, guide, params.damping)
+            found[f"{BLOCKS[kind]}.{ENTRY}"] = entry_HH.cpu()
+        gram, reader = passage.gram(blocks, kind, entry_HH), dense
         kept_K = torch.tensor(chosen[linear].indices, device=blocks.device)
         is_cut = len(kept_K) < dense.num_inputs
         if is_cut or guide:
@@ -87,15 +96,32 @@ def _refit_layer(
     save_file(found, context.state / f"layer-{layer}.safetensors")
 
 
+def _entry(blocks: Blocks, kind: Kind, passage: Passage, guide: Passage, damping: float) -> Tensor:
+    """What the writers of a block shall read its normed states through; (H, H) float32."""
+    whole_HH = passage.entry(blocks, kind, guide, damping)
+    return torch.lerp(torch.eye(len(whole_HH)).to(whole_HH), whole_HH, RETURN).float()
+
+
 def _tensor(context: RecoveryContext, name: str) -> Tensor:
     """A tensor of the repaired base, refit if there is such a one, by its name there."""
-    parts = name.split(".")
-    if parts[1] == "layers":
-        layer, key = context.plan.kept_layers[int(parts[2])], ".".join(parts[3:])
-        with safe_open(context.state / f"layer-{layer}.safetensors", framework="pt") as readers:
-            if key in readers.keys():
-                refit: Tensor = readers.get_tensor(key)
-                return refit
     with safe_open(context.source / WEIGHTS, framework="pt") as cut:
-        kept: Tensor = cut.get_tensor(name)
-        return kept
+        as_cut: Tensor = cut.get_tensor(name)
+    parts = name.split(".")
+    if parts[1] != "layers":
+        return as_cut
+    layer, block, key = context.plan.kept_layers[int(parts[2])], parts[3], ".".join(parts[3:])
+    with safe_open(context.state / f"layer-{layer}.safetensors", framework="pt") as found:
+        if key in found.keys():
+            refit: Tensor = found.get_tensor(key)
+            return refit
+        if f"{block}.{ENTRY}" in found.keys() and _is_writer(context, parts[4:]):
+            entry_HH: Tensor = found.get_tensor(f"{block}.{ENTRY}")
+            return as_cut.float() @ entry_HH
+    return as_cut
+
+
+def _is_writer(context: RecoveryContext, parts: Sequence[str]) -> bool:
+    """Whether what is so called within its block is the weight of a writer."""
+    linear, *rest = parts
+    blocks = context.checkpoint.geometry.architecture.blocks
+    return rest == ["weight"] and any(linear == w.name for block in blocks for w in block.writers)

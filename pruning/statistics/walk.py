@@ -131,12 +131,20 @@ class Blocks:
         self._filled = index
 
     @torch.no_grad()
-    def inputs(self, kind: Kind, states_BTH: Tensor) -> Tensor:
-        """What the reader of a block is given, (B, T, C), for hidden states before the block."""
-        self._branch.kind = kind
+    def inputs(self, kind: Kind, states_BTH: Tensor, entry_HH: Tensor | None = None) -> Tensor:
+        """What the reader of a block is given, (B, T, C), for hidden states before the block.
+
+        With an `entry` the writers read what it makes of the normed states.
+        """
+        self._branch.kind, self._branch.entry_HH = kind, entry_HH
         states_BTH = states_BTH.to(self.device)
         found: Tensor = self._body(inputs_embeds=states_BTH, use_cache=False).last_hidden_state
         return found
+
+    @torch.no_grad()
+    def normed(self, kind: Kind, states_BTH: Tensor) -> Tensor:
+        """What the writers of a block read, (B, T, H), for hidden states before the block."""
+        return self._branch.normed(kind, states_BTH.to(self.device))
 
     @torch.no_grad()
     def finished(self, kind: Kind, outputs_BTH: Tensor) -> Tensor:
@@ -149,6 +157,7 @@ class _Branch(nn.Module):
     """Stands for a decoder layer of the stock model and ends where the reader would begin."""
 
     kind: Kind = "kv_group"
+    entry_HH: Tensor | None = None
 
     def __init__(self, layer: Any, architecture: Architecture):
         super().__init__()
@@ -157,12 +166,18 @@ class _Branch(nn.Module):
         self.layer = layer
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        normed = self.layer.get_submodule(self.block(self.kind).norm)(hidden_states)
+        normed = self.normed(self.kind, hidden_states)
+        if self.entry_HH is not None:
+            normed = normed @ self.entry_HH.T
         if self.kind == "ffn_channel":
             inputs: Tensor = self.layer.mlp(normed)
         else:
             inputs, _ = self.layer.self_attn(hidden_states=normed, **kwargs)
         return inputs
+
+    def normed(self, kind: Kind, hidden_states: Tensor) -> Tensor:
+        normed: Tensor = self.layer.get_submodule(self.block(kind).norm)(hidden_states)
+        return normed
 
     def block(self, kind: Kind) -> Block:
         return self.architecture.mlp if kind == "ffn_channel" else self.architecture.attention
@@ -188,19 +203,21 @@ class Passage:
             self._embed(checkpoint)
         self.layer = max(found, default=0)  # the layer that is next
 
-    def gram(self, blocks: Blocks, kind: Kind) -> Gram:
+    def gram(self, blocks: Blocks, kind: Kind, entry_HH: Tensor | None = None) -> Gram:
         """Run the layer's block up to its reader; the Gram of what the reader is given."""
         gram = None
-        for batch, inputs_BTC in self.inputs(blocks, kind):
+        for batch, inputs_BTC in self.inputs(blocks, kind, entry_HH):
             gram = gram or Gram(inputs_BTC.shape[2], inputs_BTC.device)
             gram.add(inputs_BTC[self.counted_ST[batch]])
         assert gram is not None
         return gram
 
-    def inputs(self, blocks: Blocks, kind: Kind) -> Iterator[tuple[Batch, Tensor]]:
+    def inputs(
+        self, blocks: Blocks, kind: Kind, entry_HH: Tensor | None = None
+    ) -> Iterator[tuple[Batch, Tensor]]:
         """Run the layer's block up to its reader: batches of sequences, and what it is given."""
         for batch in self._batches:
-            inputs_BTC = blocks.inputs(kind, self.before(kind)[batch])
+            inputs_BTC = blocks.inputs(kind, self.before(kind)[batch], entry_HH)
             self._inputs(inputs_BTC.shape[2])[batch] = inputs_BTC.cpu()
             yield batch, inputs_BTC
 
@@ -213,6 +230,23 @@ class Passage:
         """Run the layer's block and its reader, and keep nothing but the hidden states."""
         for batch in self._batches:
             self._add(blocks, kind, reader, batch, blocks.inputs(kind, self.before(kind)[batch]))
+
+    def entry(self, blocks: Blocks, kind: Kind, guide: "Passage", damping: float) -> Tensor:
+        """The map of the normed states here that comes closest to those of `guide`; (H, H).
+
+        Damped towards the identity; in the Gram's dtype.
+        """
+        hidden = self.shape[2]
+        gram, every_H = Gram(hidden, blocks.device), torch.arange(hidden, device=blocks.device)
+        products_HH = torch.zeros_like(gram.products_CC)
+        for batch in self._batches:
+            slim_NH, dense_NH = (
+                blocks.normed(kind, passage.before(kind)[batch])[self.counted_ST[batch]]
+                for passage in (self, guide)
+            )
+            gram.add(slim_NH)
+            products_HH += dense_NH.T @ slim_NH
+        return fit(products_HH, gram.products_CC, every_H, damping, torch.eye(hidden))
 
     def goal(self, kind: Kind, gram: Gram, kept_K: Tensor, guide: "Passage") -> Goal:
         """For the kept inputs of `gram`: what leads from the states here to those of `guide`.

@@ -46,7 +46,12 @@ def spec(
         "target": 0.3,
         "ffn_multiple": 4,
         "criterion": {"name": "obs"},
-        "recovery": [{"name": "closed_form", "params": {"goal": "stream", "self_calibration": 15}}],
+        "recovery": [
+            {
+                "name": "closed_form",
+                "params": {"goal": "stream", "writers": True, "self_calibration": 15},
+            }
+        ],
         "carry": "refit",
         "carry_distill": {"steps": 10, "batch_tokens": 64},
         "calibration": {"file": "file-1", "sequences": 6, "length": 32},

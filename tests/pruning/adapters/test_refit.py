@@ -1,6 +1,7 @@
 """Adapters refit after a cut: closer to the dense base with its adapter, their files alike."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from pruning.adapters.algebra import Bag, adapter_of, scale
+from pruning.adapters.algebra import Bag, adapter_of, bags_of, scale
 from pruning.adapters.atoms import Adapter
 from pruning.adapters.carry import Cut
 from pruning.adapters.own_text import OwnText, share_of_budget
@@ -35,6 +36,7 @@ from pruning.statistics.walk import Blocks, Passage
 from pruning.stats import Statistics
 from pruning.text import load_tokenizer
 from pruning.weights.checkpoint import Checkpoint
+from pruning.weights.tensors import block_of
 
 TEXT = "".join(f"Sentence {i} is about the number {i * i}.\n" for i in range(60))
 ROWS = "".join(f'{{"prompt": "{i} and {i} is", "completion": " {2 * i}."}}\n' for i in range(40))
@@ -246,6 +248,46 @@ def test_in_company_an_adapter_is_refit_as_it_is_alone(
         for key, atoms in alone.atoms.items():
             torch.testing.assert_close(together[name].atoms[key].a, atoms.a)
             torch.testing.assert_close(together[name].atoms[key].b, atoms.b)
+
+
+def test_an_adapter_passes_the_slim_base_as_it_is_with_writers_of_its_own(
+    dense_base: Callable[[str], Path], cut_base: tuple[Cut, Path], tmp_path: Path
+):
+    cut, weights = cut_base
+    slim = tmp_path / "slim"
+    shutil.copytree(weights.parent, slim)
+    tensors = load_file(weights)
+    for seed, name in enumerate(sorted(tensors)):
+        if name.split(".")[-2] in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
+            tensors[name] *= 1 + 0.3 * random(*tensors[name].shape, seed=seed)
+    save_file(tensors, slim / "model.safetensors", metadata={"format": "pt"})
+    bags = {
+        (layer, linear): Bag(random(2, inputs, seed=layer), 0.1 * random(outputs, 2, seed=9))
+        for layer in range(4)
+        for linear in LINEARS
+        for outputs, inputs in [cut.dense.linear_shape(layer, linear) or (0, 0)]
+    }
+    text = OwnText.of_rows([([256, *range(20)], 2), ([256, *range(40, 60)], 2)], sink_tokens=0)
+    (refit,) = refit_adapters(
+        {"own": adapter_of(bags)},
+        {"own": text},
+        Checkpoint(dense_base("llama")),
+        cut,
+        slim / "model.safetensors",
+        tmp_path / "state",
+        lambda fraction, message: None,
+    ).values()
+    model, seen = AutoModelForCausalLM.from_pretrained(slim, dtype=torch.float32), list[Tensor]()
+    for (layer, linear), bag in bags_of(refit).items():
+        module = model.get_submodule(f"model.layers.{layer}.{block_of(linear)}.{linear}")
+        module.weight.data += bag.delta
+    model.model.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        model(text.ids_ST)
+    passed = torch.from_file(
+        str(tmp_path / "state" / "own" / "slim" / "states-4.f32"), size=seen[0].numel()
+    )
+    torch.testing.assert_close(passed.view_as(seen[0]), seen[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("count", "tokens"), [(1, 16384), (16, 1024), (32, 512), (100, 512)])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -168,6 +169,50 @@ def test_towards_the_stream_a_reader_goes_part_of_the_way_to_the_dense_states(
     torch.testing.assert_close(found, best, rtol=1e-2, atol=1e-3 * best.abs().max().item())
 
 
+WRITERS = ClosedFormParams(goal="stream", writers=True)
+
+
+def test_writers_read_the_normed_states_through_the_map_that_brings_them_nearest_to_the_dense_ones(
+    context: Any, even_plan: Plan, ids: Tensor
+):
+    work = context(even_plan)
+    recover(work, WRITERS.model_copy(update={"damping": 1e-9}), quiet)
+    slim, dense = load(work.destination), load(work.checkpoint.directory)
+    normed = list[Tensor]()
+    for model in (slim, dense):
+        norm = model.model.layers[2].post_attention_layernorm
+        norm.register_forward_hook(lambda _, inputs, output: normed.append(output))
+        with torch.no_grad():
+            model(ids)
+    best = torch.linalg.lstsq(*(states.flatten(0, 1).double() for states in normed)).solution.T
+    entry = torch.lerp(torch.eye(len(best)).double(), best, RETURN)
+    kept = list(even_plan.layers[2].ffn_channels)
+    for linear in ("gate_proj", "up_proj"):
+        of_slim, of_dense = (
+            getattr(model.model.layers[2].mlp, linear).weight.double() for model in (slim, dense)
+        )
+        goal = of_dense[kept] @ entry
+        torch.testing.assert_close(of_slim, goal, rtol=1e-2, atol=1e-3 * goal.abs().max().item())
+
+
+def test_with_writers_refit_too_the_states_come_nearer_to_the_dense_ones(
+    context: Any, even_plan: Plan, ids: Tensor
+):
+    work = context(even_plan)
+    dense, errors = last_states(work.checkpoint.directory, ids), list[float]()
+    for params in (ClosedFormParams(goal="stream"), WRITERS):
+        state, repaired = (work.state / f"{params.writers}-{what}" for what in ("state", "base"))
+        state.mkdir()
+        recover(replace(work, state=state, destination=repaired), params, quiet)
+        errors.append(float((last_states(repaired, ids) - dense).square().sum()))
+    assert errors[1] < errors[0]
+
+
+def test_writers_are_refit_towards_dense_states_only():
+    with pytest.raises(ValidationError, match="give goal stream"):
+        ClosedFormParams(writers=True)
+
+
 def test_towards_the_stream_a_kill_between_the_two_passages_is_made_good(
     context: Any, even_plan: Plan
 ):
@@ -191,26 +236,26 @@ def test_keeping_everything_changes_no_byte(context: Any, dense_base: Callable[[
     assert tree_digest(work.destination) == tree_digest(work.source)
 
 
-@pytest.mark.parametrize("goal", ["layer", "stream"])
+@pytest.mark.parametrize("params", [PARAMS, ClosedFormParams(goal="stream"), WRITERS], ids=str)
 @pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3", "llama with biases"])
 def test_every_family_is_refit_and_loads(
-    name: str, goal: Any, context: Any, even_plan: Plan, ids: Tensor
+    name: str, params: ClosedFormParams, context: Any, even_plan: Plan, ids: Tensor
 ):
     work = context(even_plan, name)
-    recover(work, ClosedFormParams(goal=goal), quiet)
+    recover(work, params, quiet)
     with torch.no_grad():
         before, after = (load(d)(ids).logits for d in (work.source, work.destination))
     assert not torch.equal(before, after)
     assert after.isfinite().all()
 
 
-@pytest.mark.parametrize("goal", ["layer", "stream"])
+@pytest.mark.parametrize("params", [PARAMS, ClosedFormParams(goal="stream"), WRITERS], ids=str)
 @pytest.mark.parametrize("bias", [False, True])
 def test_layers_without_a_block_or_gone_altogether_are_passed_by(
-    bias: bool, goal: Any, context: Any, uneven_plan: Plan, ids: Tensor
+    bias: bool, params: ClosedFormParams, context: Any, uneven_plan: Plan, ids: Tensor
 ):
     work = context(uneven_plan.model_copy(update={"bias_compensation": bias}))
-    recover(work, ClosedFormParams(goal=goal), quiet)
+    recover(work, params, quiet)
     config = json.loads((work.destination / "config.json").read_text())
     assert len(Geometry.from_config(config).layers) == 3
     with torch.no_grad():
