@@ -8,8 +8,8 @@ or, an idea of ours, a part of the way from there to the hidden states of the de
 so each reader also makes up for what the blocks before it lost.  Where the slim base has a bias,
 weights and bias are refit together: of FLAP's bias (An et al., AAAI 2024,
 https://arxiv.org/abs/2312.11983) this is the best one.  With `writers` q, k, v, gate and up are
-refit as well, all of a block by one map T: their weights W become W T, where T takes the normed
-states of the slim base the same part of the way to those of the dense one, by least squares, too.
+refit as well, all of a block by one map T: their weights W become W T, where T brings the normed
+states of the slim base as near as can be to those of the dense one, by least squares, too.
 With `self_calibration` all are fit to text that the dense base writes on from the calibration text.
 """
 
@@ -25,7 +25,7 @@ from pruning.progress import Progress, part
 from pruning.registry import RecoveryContext
 from pruning.self_calibration import written
 from pruning.statistics.walk import Blocks, Goal, Passage, Reader, counted, refit_reader
-from pruning.units import BLOCKS, KINDS, READERS, Kind, selections
+from pruning.units import BLOCKS, KINDS, READERS, selections
 from pruning.weights.rewriting import WEIGHTS, rewrite
 
 ENTRY = "entry"  # what a layer's file calls the map of a block's normed states
@@ -80,7 +80,7 @@ def _refit_layer(
             continue
         entry_HH = None
         if guide and params.writers:
-            entry_HH = _entry(blocks, kind, passage, guide, params.damping)
+            entry_HH = passage.entry(blocks, kind, guide, params.damping)
             found[f"{BLOCKS[kind]}.{ENTRY}"] = entry_HH.cpu()
         gram, reader = passage.gram(blocks, kind, entry_HH), dense
         kept_K = torch.tensor(chosen[linear].indices, device=blocks.device)
@@ -94,12 +94,6 @@ def _refit_layer(
         passage.read(blocks, kind, reader)
         found |= reader.named(kind)
     save_file(found, context.state / f"layer-{layer}.safetensors")
-
-
-def _entry(blocks: Blocks, kind: Kind, passage: Passage, guide: Passage, damping: float) -> Tensor:
-    """What the writers of a block shall read its normed states through; (H, H) float32."""
-    whole_HH = passage.entry(blocks, kind, guide, damping)
-    return torch.lerp(torch.eye(len(whole_HH)).to(whole_HH), whole_HH, RETURN).float()
 
 
 def _tensor(context: RecoveryContext, name: str) -> Tensor:

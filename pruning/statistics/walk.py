@@ -234,7 +234,7 @@ class Passage:
     def entry(self, blocks: Blocks, kind: Kind, guide: "Passage", damping: float) -> Tensor:
         """The map of the normed states here that comes closest to those of `guide`; (H, H).
 
-        Damped towards the identity; in the Gram's dtype.
+        Damped towards the identity; float32.
         """
         hidden = self.shape[2]
         gram, every_H = Gram(hidden, blocks.device), torch.arange(hidden, device=blocks.device)
@@ -246,7 +246,8 @@ class Passage:
             )
             gram.add(slim_NH)
             products_HH += dense_NH.T @ slim_NH
-        return fit(products_HH, gram.products_CC, every_H, damping, torch.eye(hidden))
+        entry_HH = fit(products_HH, gram.products_CC, every_H, damping, torch.eye(hidden))
+        return entry_HH.float()
 
     def goal(self, kind: Kind, gram: Gram, kept_K: Tensor, guide: "Passage") -> Goal:
         """For the kept inputs of `gram`: what leads from the states here to those of `guide`.
