@@ -78,7 +78,7 @@ SWEEP = (0.05, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
 SMALL = SWEEP[:2]
 PARTS = 16  # of the held-out text, one after the other
 TOKENS = 300_000  # of recovery
-OWN_SEQUENCES = 384  # that the dense base writes, beside the 128 given
+OWN_SEQUENCES = 768  # that the dense base writes, beside the 128 given
 CARRIED = ("25", "50", "50steps")
 RATES = {"distill": (5e-4, 1e-3), "lora": (1e-2, 2e-2)}
 
