@@ -18,7 +18,8 @@ from pruning.digest import file_digest, tree_digest
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 DEMO = Path(__file__).parents[2] / "deploy" / "demo"
-KILLS = 10
+KILLS = 25
+REFIT = {"goal": "stream", "writers": True, "self_calibration": 64}
 PIPELINE = """
 import os
 from pathlib import Path
@@ -63,7 +64,7 @@ def job(site, tmp_path, recipe, create):
         "units": ["ffn_channel", "kv_group"],
         "ffn_multiple": 16,
         "criterion": {"name": "obs"},
-        "recovery": [{"name": "closed_form", "params": {"goal": "stream", "self_calibration": 64}}],
+        "recovery": [{"name": "closed_form", "params": REFIT}],
         "carry": "refit",
         "calibration": {"file": file.id, "sequences": 64, "length": 128},
         "evaluation": {"file": file.id, "sequences": 4, "length": 64},
