@@ -10,10 +10,14 @@ from pruning.allocation.targets import Costs
 from pruning.errors import InvalidInput
 from pruning.export import stock_family
 from pruning.geometry import Geometry
-from pruning.methods.entry import Params
-from pruning.recipe import Recipe, Size
+from pruning.methods.entry import Kind, Params
+from pruning.recipe import Method, Recipe, Size
 
 Counts = Mapping[int, tuple[int, ...]]  # layer → how many units it may keep, widest first
+_INSTEAD: Mapping[Kind, str] = {  # of methods that hold the whole base in memory
+    "allocator": "choose an allocator that reads it layer by layer",
+    "recovery": "leave self_calibration out",
+}
 
 
 @dataclass(frozen=True)
@@ -304,13 +308,16 @@ def _check_floors(geometry: Geometry, recipe: Recipe) -> None:
 
 
 def _check_memory(geometry: Geometry, recipe: Recipe) -> None:
-    allowed, needed = _params(recipe).most_memory_gib, geometry.parameters * 4 / 2**30
-    if allowed is not None and needed > allowed:
-        raise InvalidInput(
-            "allocator.params.memory_gib",
-            f"{recipe.allocator.name} holds the whole base in memory, {needed:.1f} GiB in float32; "
-            "allow that much, or choose an allocator that reads it layer by layer",
-        )
+    needed = geometry.parameters * 4 / 2**30
+    asked: list[tuple[Kind, Method]] = [("allocator", recipe.allocator)]
+    for kind, method in [*asked, *(("recovery", method) for method in recipe.recovery)]:
+        allowed = methods.resolve(kind, method)[1].most_memory_gib
+        if allowed is not None and needed > allowed:
+            raise InvalidInput(
+                f"{kind}.params.memory_gib",
+                f"{method.name} holds the whole base in memory, {needed:.1f} GiB in float32; "
+                f"allow that much, or {_INSTEAD[kind]}",
+            )
 
 
 def _check_target(geometry: Geometry, recipe: Recipe) -> None:

@@ -14,6 +14,11 @@ class ClosedFormParams(Params):
     writers: bool = False  # q, k, v, gate and up too, by one map of what a block's writers read
     # sequences that the dense base, whole in memory, writes on from the calibration text
     self_calibration: int = Field(0, ge=0, le=65536)
+    memory_gib: float = Field(8.0, gt=0)  # the largest base, in float32, that is held so
+
+    @property
+    def most_memory_gib(self) -> float | None:
+        return self.memory_gib if self.self_calibration else None
 
     @model_validator(mode="after")
     def _writers_need_a_guide(self) -> "ClosedFormParams":

@@ -315,3 +315,17 @@ def test_it_must_come_first_because_it_starts_from_the_dense_weights(context: An
     twice = recipe(recovery=(Method(name="closed_form"),) * 2)
     with pytest.raises(InvalidInput, match="put it first"):
         budget.check(context(even_plan).checkpoint.geometry, twice)
+
+
+def test_a_base_that_memory_cannot_hold_is_refused_where_it_is_to_write(
+    dense_base: Callable[[str], Path],
+):
+    geometry = Checkpoint(dense_base("llama")).geometry
+
+    def asked(**params: Any) -> Recipe:
+        return recipe(recovery=(Method(name="closed_form", params={"memory_gib": 1e-6, **params}),))
+
+    budget.check(geometry, asked())
+    with pytest.raises(InvalidInput, match="or leave self_calibration out") as refused:
+        budget.check(geometry, asked(self_calibration=9))
+    assert refused.value.field == "recovery.params.memory_gib"
