@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from pruning.progress import Progress
 from pruning.recipe import Recipe
 from pruning.registry import LayerScores, LayerView, criterion
+from pruning.statistics.streaming import return_freed_memory
 from pruning.stats import Statistics
 from pruning.units import KINDS, Kind
 from pruning.weights.checkpoint import Checkpoint
@@ -37,6 +38,7 @@ def score_layers(
         scores.append(score(view, params))
         if state:
             _keep(state, layer, scores[-1])
+        return_freed_memory()
     return scores
 
 
