@@ -18,8 +18,8 @@ calibration sample:
              tokens, on the 50 % cut)
 
 Beside the text that all are given, ours is refit to more that the dense base writes on from it
-(self-calibration); as_given is ours without.  In same_text the others are given what it wrote, too:
-they score and refit by all that ours is refit to.
+(self-calibration); as_given is ours without.  In same_text the others that take three seeds are
+given what it wrote, too: they score and refit by all that ours is refit to.
 
 The methods that decide a figure take three seeds; every criterion with every allocator takes one,
 without recovery and with `distill`, the published methods with `lora` too, and what each step of
