@@ -137,7 +137,10 @@ def on_gpu(options: argparse.Namespace) -> tuple[Figures, Rows]:
         "byte_floor_share": geometric_mean(bound) if bound else None,
         **random_steps(options.steps, setting.device),
     }
-    return figures, rows
+    if options.dry_gpu:
+        return figures, rows
+    engine_figures, engine_rows = in_an_engine(options.quick)
+    return figures | engine_figures, rows + engine_rows
 
 
 def decode(rows: Rows) -> Rows:
