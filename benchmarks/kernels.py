@@ -10,8 +10,8 @@ by linear     benchmarks/kernels_ops.py says how.  `decode_speedup` is the geome
               two threads and the cases of --quick.  `decode_byte_floor_share` is the geometric mean
               of the time in which memory gives the adapters of a batch, over ours.
 random steps  benchmarks/kernels_steps.py: `wrong_rows` of `random_steps`, half of them in bfloat16.
-in an engine  benchmarks/kernels_engine.py: `engine_with_over_without_16`, and the same for vLLM's
-              own wrapper as `stock_with_over_without_16`.
+in an engine  benchmarks/kernels_engine.py says how: `engine_with_over_without_16`, the same for
+              vLLM's own wrapper as `stock_with_over_without_16`, and `ours_over_stock`.
 build         `build_seconds`, and `so_mib` of the library.
 
 On a GPU theirs is Triton: `decode_vs_triton_default64` with the default flags and max_loras 64,
@@ -78,16 +78,12 @@ def random_steps(count: int, device: str) -> Figures:
 
 
 def in_an_engine(quick: bool) -> tuple[Figures, Rows]:
-    command = [sys.executable, str(HERE / "kernels_engine.py")] + ["--quick"] * quick
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    rows: Rows = json.loads(done.stdout.splitlines()[-1])
-    figures = {
-        f"{prefix}_with_over_without_{row['adapters']}": row["over_without"]
-        for row in rows
-        for prefix, engine in (("engine", "ours"), ("stock", "stock"))
-        if row["engine"] == engine and row["adapters"]
-    }
-    return figures, rows
+    with tempfile.TemporaryDirectory() as directory:
+        found = Path(directory) / "kernels_engine.json"
+        command = [sys.executable, str(HERE / "kernels_engine.py"), "--json", str(found)]
+        subprocess.run(command + ["--quick"] * quick, check=True)
+        said = json.loads(found.read_text())
+    return said["figures"], said["rows"]
 
 
 def built() -> Figures:

@@ -64,8 +64,10 @@ case $device in
 esac
 
 cd / # so that what was installed is imported, not what lies here
-# Against the torch that was just installed; torch does the kernels' work where there is no compiler.
-"$venv/bin/python" -m multilora.build || true
+# Against the torch that was just installed; torch does the kernels' work where there is no compiler,
+# and vLLM on a GPU where there is no nvcc.
+kernels() { "$venv/bin/python" -m multilora.build "$@"; }
+if [ "$device" = gpu ]; then kernels --cuda || kernels || true; else kernels || true; fi
 VLLM_NO_USAGE_STATS=1 "$venv/bin/python" - <<'PYTHON'
 import torch
 import transformers

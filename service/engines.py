@@ -24,8 +24,9 @@ from service.privacy import public
 from service.records import base_name
 from service.settings import Settings
 from service.verification import Loading
-from service.vllm_command import arguments, environment
+from service.vllm_command import arguments, environment, on_gpu
 
+Starts = contextlib.AbstractAsyncContextManager[None]  # that an engine holds while it starts
 State = Literal["starting", "ready", "restarting", "stopped", "damaged"]
 
 ADAPTERS = "/graftwork/adapters"
@@ -55,7 +56,7 @@ class EngineStatus:
 class Engine:
     """One base, served by a vLLM child that is started again whenever it goes down."""
 
-    def __init__(self, name: str, model: Path, socket: Path, settings: Settings):
+    def __init__(self, name: str, model: Path, socket: Path, settings: Settings, starts: Starts):
         self.name = name
         self.model = model
         self.state: State = "starting"
@@ -70,6 +71,7 @@ class Engine:
         self._settings = settings
         self._loading = Loading(settings)
         self._socket = socket
+        self._starts = starts
         self._pid: int | None = None
         self._restarts = 0
         self._failure: str | None = None
@@ -172,8 +174,12 @@ class Engine:
             started = time.monotonic()
             try:
                 await anyio.to_thread.run_sync(self._loading.check_base, self.name, self.model)
-                async with self._child() as child:
+                async with self._starts, contextlib.AsyncExitStack() as stack:
+                    started = time.monotonic()
+                    child = await stack.enter_async_context(self._child())
                     await self._until_ready(child, started)
+                    running = stack.pop_all()
+                async with running:
                     self._failure = await self._until_down(child)
             except BaseDamaged as error:
                 self.state, self._failure = "damaged", str(error)
@@ -304,6 +310,8 @@ class Engines:
     def __init__(self, settings: Settings):
         self._settings = settings
         self._engines: dict[str, Engine] = {}
+        # vLLM takes for its own what others take of a GPU's memory while it measures its needs
+        self._starts: Starts = asyncio.Lock() if on_gpu() else contextlib.nullcontext()
         self._lock = asyncio.Lock()
         self._short = contextlib.ExitStack()
 
@@ -317,7 +325,7 @@ class Engines:
             self._settings.run.mkdir(parents=True, exist_ok=True)
             for name in desired.keys() - self._engines.keys():
                 self._engines[name] = Engine(
-                    name, desired[name], self._socket(name), self._settings
+                    name, desired[name], self._socket(name), self._settings, self._starts
                 )
 
     def get(self, base: str) -> Engine:
