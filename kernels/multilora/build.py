@@ -51,9 +51,10 @@ def build(sources: Path, target: Path = LIBRARY, gpus: Sequence[str] = ()) -> st
     compile_ = {name: [compiler, *COMPILE, *flags] for name, flags in CPU.items()}
     link = [compiler, "-shared", "-s"]
     if gpus:
-        nvcc = _find("nvcc")
+        nvcc = _nvcc()
         compile_[CUDA] = [nvcc, *_cuda_flags(gpus)]
         link = [nvcc, "-shared", "--cudart=static", "-Xlinker=-s"]
+        link.append(f"-L{Path(nvcc).resolve().parents[1] / 'lib'}")  # pip's does not look there
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
         commands = [
@@ -78,6 +79,15 @@ def _cuda_flags(gpus: Sequence[str]) -> list[str]:
     codes.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
     flags = ["-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
     return [*flags, f"--threads={os.cpu_count()}", *codes]
+
+
+def _nvcc() -> str:
+    """That of PATH, else the one that pip has put beside torch."""
+    beside = next(TORCH.parent.glob("nvidia/cu*/bin/nvcc"), None)
+    path = shutil.which("nvcc") or beside
+    if path is None:
+        raise CannotBuild("nvcc is not on PATH (pip install 'cuda-toolkit[cccl,nvcc]' has one too)")
+    return str(path)
 
 
 def _find(program: str) -> str:

@@ -89,6 +89,20 @@ def test_without_a_compiler_the_build_says_so(monkeypatch: pytest.MonkeyPatch, t
     assert not list(tmp_path.iterdir())
 
 
+def test_nvcc_is_that_of_path_else_the_one_pip_put_beside_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(build, "TORCH", tmp_path / "site" / "torch")
+    with pytest.raises(build.CannotBuild, match=r"pip install 'cuda-toolkit"):
+        build._nvcc()
+    for place in ("site/nvidia/cu13/bin", "bin"):
+        nvcc = tmp_path / place / "nvcc"
+        nvcc.parent.mkdir(parents=True)
+        nvcc.touch(mode=0o755)
+        assert build._nvcc() == str(nvcc)
+
+
 def test_a_source_that_does_not_compile_leaves_the_old_library_in_place(
     kernels: None, tmp_path: Path
 ):
