@@ -78,7 +78,8 @@ async def assert_same_in_both(
 def next_log_probabilities(model: Any, ids: list[int], start: int) -> Tensor:
     """Of every token, after each of those before the ones from `start`."""
     with torch.inference_mode():
-        logits: Tensor = model(torch.tensor([ids]), use_cache=False).logits[0]
+        ids_1T = torch.tensor([ids], device=model.device)
+        logits: Tensor = model(ids_1T, use_cache=False).logits[0].cpu()
     return logits[start - 1 : -1].log_softmax(dim=1)
 
 
@@ -115,7 +116,8 @@ async def test_a_compressed_adapter_is_the_same_in_the_engine_and_in_peft(
 
     def probe(deltas: Deltas) -> Tensor:
         with applied(base, deltas), torch.inference_mode():
-            return base(torch.tensor([prompts[5]]), use_cache=False).logits[0]
+            ids_1T = torch.tensor([prompts[5]], device=base.device)
+            return base(ids_1T, use_cache=False).logits[0].cpu()
 
     compress, _, checked = registry.compress(Method(name=name, params=dict(params)))
     bags = {key: source.bag(key) for key in source.places}

@@ -134,8 +134,8 @@ def assert_same(found: dict[str, Any], model: Path, prompts: list[list[int]]) ->
     """Hold what vLLM generated against transformers, one prompt at a time."""
     reference = load(model)
     for prompt, tokens, logprobs in zip(prompts, found["tokens"], found["logprobs"], strict=True):
-        ids = torch.tensor([prompt + tokens[:-1]])
-        logits_TV = reference(input_ids=ids).logits[0, len(prompt) - 1 :]
+        ids_1T = torch.tensor([prompt + tokens[:-1]], device=reference.device)
+        logits_TV = reference(input_ids=ids_1T).logits[0, len(prompt) - 1 :].cpu()
         best = logits_TV.log_softmax(dim=-1).max(dim=-1)
         assert best.indices.tolist() == tokens
         assert best.values.tolist() == pytest.approx(logprobs, abs=1e-3)
