@@ -11,8 +11,8 @@ without adapters, one-shot and with its report, on two threads, and bundled_vs_f
 times as long as with FLAP's criterion and bias and without a refit.  rss_7b_gib, only with
 --seven-b, is the same peak on a random fp16 checkpoint of Llama-7B's shape, in shards; it takes
 more than an hour of one core and 55 GB of disk, and --layers makes it shallower.  A run with the
-same DIRECTORY takes up one that was interrupted.  --quick takes 4 and 16 layers, one turn of each,
-and leaves the bundled model out.
+same DIRECTORY takes up one that was interrupted.  --quick takes 2 and 8 layers and a quarter of
+the text, one turn of each, and leaves the bundled model out.
 """
 
 import argparse
@@ -84,11 +84,11 @@ def measured(work: Path, options: argparse.Namespace) -> tuple[dict[str, Any], l
         rows += bundled + bundled_flap
         figures["bundled_seconds"] = seconds(bundled)
         figures["bundled_vs_fluctuation"] = round(seconds(bundled) / seconds(bundled_flap), 2)
-    shallow, deep = (4, 16) if options.quick else (8, 64)
+    shallow, deep, sequences, turns = (2, 8, 4, 1) if options.quick else (8, 64, 16, TURNS)
     peaks: dict[int, list[float]] = {shallow: [], deep: []}
-    for turn in range(1 if options.quick else TURNS):
+    for turn in range(turns):
         for depth, found in peaks.items():
-            rows += run_small(f"{depth} layers, turn {turn}", work, depth)
+            rows += run_small(f"{depth} layers, turn {turn}", work, depth, sequences)
             found.append(peak(rows, f"{depth} layers, turn {turn}"))
     median = {depth: statistics.median(found) for depth, found in peaks.items()}
     figures["rss_depth_ratio"] = round(median[deep] / median[shallow], 3)
@@ -109,10 +109,10 @@ def seconds(rows: Sequence[Row]) -> float:
     return round(sum(row["seconds"] for row in rows), 1)
 
 
-def run_small(case: str, work: Path, depth: int) -> list[Row]:
+def run_small(case: str, work: Path, depth: int, sequences: int) -> list[Row]:
     """Prune a random base of so many layers; a row per stage."""
     base = write_base(work / f"{depth} layers", {**SMALL, "num_hidden_layers": depth})
-    asked = spec(base, sequences=16, length=256)
+    asked = spec(base, sequences=sequences, length=256)
     return run_stages(case, asked, work / case, MAKING, threads=1)
 
 
