@@ -173,8 +173,8 @@ def main() -> None:
     print(json.dumps(figures, indent=2))
     if options.dry_gpu or (options.quick and not options.json):
         return
-    name = torch.cuda.get_device_name().lower().replace(" ", "_") if gpu else "cpu"
-    print(report.write(f"kernels_{name}", figures, rows, options.json))
+    name = report.with_gpu("kernels") if gpu else "kernels_cpu"
+    print(report.write(name, figures, rows, options.json))
 
 
 if __name__ == "__main__":

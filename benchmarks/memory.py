@@ -88,8 +88,9 @@ def measured(work: Path, options: argparse.Namespace) -> tuple[dict[str, Any], l
     peaks: dict[int, list[float]] = {shallow: [], deep: []}
     for turn in range(turns):
         for depth, found in peaks.items():
-            rows += run_small(f"{depth} layers, turn {turn}", work, depth, sequences)
-            found.append(peak(rows, f"{depth} layers, turn {turn}"))
+            case = f"{depth} layers, turn {turn}"
+            rows += run_small(case, work, depth, sequences)
+            found.append(peak(rows, case))
     median = {depth: statistics.median(found) for depth, found in peaks.items()}
     figures["rss_depth_ratio"] = round(median[deep] / median[shallow], 3)
     if options.seven_b:

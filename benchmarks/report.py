@@ -36,6 +36,13 @@ def write(
     return path
 
 
+def with_gpu(name: str) -> str:
+    """The name of a result with that of the GPU behind it, so that each GPU has one of its own."""
+    import torch  # seconds, for benchmarks that need none
+
+    return f"{name}_{torch.cuda.get_device_name().lower().replace(' ', '_')}"
+
+
 def machine() -> dict[str, Any]:
     """The processor, memory and GPUs of this machine."""
     cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()

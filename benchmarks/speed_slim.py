@@ -158,9 +158,7 @@ async def compare(
 ) -> list[dict[str, Any]]:
     """Each slim base against the dense one: a row per cut, load and batch, written as it comes."""
     rows: list[dict[str, Any]] = []
-    name = "speed_slim"
-    if GPU:
-        name += "_" + torch.cuda.get_device_name().lower().replace(" ", "_")
+    name = report.with_gpu("speed_slim") if GPU else "speed_slim"
     engines = Engines(settings)
     loads = [("alone", batch) for batch in BATCHES] + [(f"{ADAPTERS} adapters", ADAPTERS)]
     try:

@@ -59,7 +59,7 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 case $device in
     cpu) install_cpu ;;
-    # with nvcc in the version of torch's own CUDA, for the kernels below and FlashInfer's
+    # with nvcc in the version of torch's own CUDA, for the kernels below
     gpu) install_project "vllm==$vllm" "cuda-toolkit[cccl,nvcc]" ;;
     *) echo "usage: $0 [cpu|gpu] [what pip installs]" >&2; exit 2 ;;
 esac

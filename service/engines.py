@@ -175,7 +175,7 @@ class Engine:
             try:
                 await anyio.to_thread.run_sync(self._loading.check_base, self.name, self.model)
                 async with self._starts, contextlib.AsyncExitStack() as stack:
-                    started = time.monotonic()
+                    started = time.monotonic()  # it waited for its turn until now
                     child = await stack.enter_async_context(self._child())
                     await self._until_ready(child, started)
                     running = stack.pop_all()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from service import engines as module
 from service.engines import Engines
 from service.settings import Settings
 
@@ -27,7 +26,7 @@ def make_engines(
     async def make(
         on_gpu: bool, command: str = f"{MOCK} --start-seconds 2"
     ) -> AsyncIterator[Engines]:
-        monkeypatch.setattr(module, "on_gpu", lambda: on_gpu)
+        monkeypatch.setattr("service.engines.on_gpu", lambda: on_gpu)
         settings = Settings(home=tmp_path, engine_command=f"{sys.executable} {command}")
         engines = Engines(settings)
         await engines.reconcile(bases)
@@ -63,9 +62,7 @@ async def test_on_a_gpu_an_engine_waits_until_the_one_before_has_measured_its_me
         assert await until_ready(engines) == 1
 
 
-async def test_an_engine_that_cannot_start_lets_the_next_one_try(
-    make_engines: Making,
-):
+async def test_an_engine_that_cannot_start_lets_the_next_one_try(make_engines: Making):
     async with make_engines(on_gpu=True, command="-c exit(1)") as engines, asyncio.timeout(60):
         while not all(status.restarts for status in engines.states().values()):
             await asyncio.sleep(0.02)
